@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <harvest/status.hpp>
+#include <harvest/types.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+/// Decisions as objects that know nothing of caches, devices or time: what goes for room, what may
+/// come in, and onto which peer. They are chosen by name, a test can drive each without a cache, and
+/// a user can hand in their own. None is thread-safe: the cache calls them under its control lock,
+/// never on the read path.
+namespace harvest {
+
+/// What a policy may know of an object.
+struct ObjectFacts {
+  std::uint64_t bytes = 1;
+  double reload_cost_ns = 1;  ///< what a miss costs: the time to get it back from where it would be then
+};
+
+/// Ranks the residents of one tier and names the one to evict.
+///
+/// The caller tells of each `insert`, `hit` and `erase`, and asks `evict` when it needs room for an
+/// incoming object. A policy keeps what history it needs of keys that left (a ghost), bounded by a
+/// small multiple of `capacity_bytes`. The same calls give the same answers.
+class EvictionPolicy {
+ public:
+  /// True if a resident may be evicted now (it is not leased, not being copied).
+  using Evictable = std::function<bool(const Key&)>;
+
+  EvictionPolicy() = default;
+  EvictionPolicy(const EvictionPolicy&) = delete;
+  EvictionPolicy& operator=(const EvictionPolicy&) = delete;
+  virtual ~EvictionPolicy() = default;
+
+  [[nodiscard]] virtual std::string_view name() const = 0;
+
+  /// The room that residents share; may change at any time (a peer shrinks and grows).
+  virtual void set_capacity(std::uint64_t capacity_bytes) = 0;
+
+  /// `key` is now resident. Requires: it was not.
+  virtual void insert(const Key& key, const ObjectFacts& facts) = 0;
+
+  /// `key`, a resident, was read.
+  virtual void hit(const Key& key) = 0;
+
+  /// `key` left for a reason that is not this policy's (erased, revoked). No-op if it is not resident.
+  virtual void erase(const Key& key) = 0;
+
+  /// Chooses the resident that goes so that `incoming` can come, removes it from the residents and
+  /// answers it; nothing if no resident is `evictable`. A caller that needs more room asks again.
+  /// Answering `incoming` itself means: do not admit it (only policies that can bypass do so).
+  virtual std::optional<Key> evict(const Key& incoming, const ObjectFacts& facts,
+                                   const Evictable& evictable) = 0;
+
+  [[nodiscard]] virtual bool contains(const Key& key) const = 0;
+  [[nodiscard]] virtual std::size_t size() const = 0;
+};
+
+/// Says whether an object that asks to come into a tier is worth the write.
+class AdmissionPolicy {
+ public:
+  AdmissionPolicy() = default;
+  AdmissionPolicy(const AdmissionPolicy&) = delete;
+  AdmissionPolicy& operator=(const AdmissionPolicy&) = delete;
+  virtual ~AdmissionPolicy() = default;
+
+  [[nodiscard]] virtual std::string_view name() const = 0;
+
+  /// How much the tier holds: a history reaches back over a multiple of it.
+  virtual void set_capacity(std::uint64_t capacity_bytes) = 0;
+
+  /// `key` was asked for, wherever it was then.
+  virtual void record(const Key& key, const ObjectFacts& facts) = 0;
+
+  /// True if `key` may come in. `has_room` says that nothing must go for it.
+  [[nodiscard]] virtual bool admit(const Key& key, const ObjectFacts& facts, bool has_room) = 0;
+};
+
+/// What placement may know of a peer when an object looks for one.
+struct PeerSnapshot {
+  DeviceId device = kHost;
+  std::uint64_t free_slot_bytes = 0;   ///< room in segments that are mapped already
+  std::uint64_t growable_bytes = 0;    ///< what may still be mapped there, reserve and budget respected
+  std::uint64_t used_bytes = 0;        ///< ours, in use
+  std::uint64_t tenant_used_bytes = 0; ///< of those, the asking tenant's
+  double fetch_ns = 0;                 ///< expected time to fetch the object from there, alone
+  double load = 0;                     ///< share of the path's bandwidth in use lately, 0..1
+  double stable_ns = 0;                ///< how long its memory has been ours without a shrink
+};
+
+struct PlacementRequest {
+  std::uint64_t bytes = 0;
+};
+
+/// Chooses the peer for an object. A pure function of its arguments.
+class PlacementPolicy {
+ public:
+  PlacementPolicy() = default;
+  PlacementPolicy(const PlacementPolicy&) = delete;
+  PlacementPolicy& operator=(const PlacementPolicy&) = delete;
+  virtual ~PlacementPolicy() = default;
+
+  [[nodiscard]] virtual std::string_view name() const = 0;
+
+  /// One of `peers` with room (free or growable) for the object, or nothing.
+  [[nodiscard]] virtual std::optional<DeviceId> choose(std::span<const PeerSnapshot> peers,
+                                                       const PlacementRequest& request) const = 0;
+};
+
+/// Weights of the combination named `weighted`; each score lies in 0..1 and more is better.
+struct PlacementWeights {
+  double best_fit = 1;
+  double locality = 1;
+  double fairness = 1;
+  double stability = 1;
+};
+
+/// Names that the `make_` functions know, the default first. `belady` needs the future and is not
+/// among the eviction names: see `simulate_policy`.
+[[nodiscard]] std::span<const std::string_view> eviction_policy_names();
+[[nodiscard]] std::span<const std::string_view> admission_policy_names();
+[[nodiscard]] std::span<const std::string_view> placement_policy_names();
+
+/// Errors: not_found, with the list of known names in the message.
+[[nodiscard]] Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name,
+                                                                           std::uint64_t capacity_bytes);
+[[nodiscard]] Result<std::unique_ptr<AdmissionPolicy>> make_admission_policy(std::string_view name,
+                                                                             std::uint64_t capacity_bytes);
+[[nodiscard]] Result<std::unique_ptr<PlacementPolicy>> make_placement_policy(
+    std::string_view name, const PlacementWeights& weights = {});
+
+/// What a policy did on a recorded sequence of accesses, each object one unit of room.
+struct PolicyRun {
+  std::uint64_t accesses = 0;
+  std::uint64_t hits = 0;
+  [[nodiscard]] double hit_ratio() const { return accesses == 0 ? 0.0 : static_cast<double>(hits) / static_cast<double>(accesses); }
+};
+
+/// Replays `accesses` through policy `name` (one of `eviction_policy_names()`, or `belady`: the offline
+/// optimum with bypass) with room for `capacity_objects`. Every access admits unless the policy
+/// bypasses. Cost: about 100 ns an access. Errors: not_found, invalid_argument (capacity 0).
+[[nodiscard]] Result<PolicyRun> simulate_policy(std::string_view name, std::span<const Key> accesses,
+                                                std::uint64_t capacity_objects);
+
+}  // namespace harvest
