@@ -75,7 +75,8 @@ struct Copy {
 enum class EventState : std::uint8_t {
   pending,
   complete,
-  failed,  ///< work before it on its stream failed: nothing that this work wrote may be trusted
+  failed,  ///< complete, but work between it and the event before it on its stream failed: nothing
+           ///< that this work wrote may be trusted. The stream goes on; later events are their own.
 };
 
 /// A machine. All functions may be called from any thread. None blocks unless it says so, none calls
@@ -141,7 +142,8 @@ class Backend {
   /// The device of a stream, or not_found.
   [[nodiscard]] virtual Result<DeviceId> stream_device(StreamId stream) const = 0;
 
-  /// An event that completes when all work given to `stream` so far has; `failed` if that failed.
+  /// An event that completes when all work given to `stream` so far has; `failed` if any of it since
+  /// the event recorded before on this stream failed.
   [[nodiscard]] virtual Result<EventId> record_event(StreamId stream) = 0;
 
   /// Gives an event back; waits that were already given to streams still hold.
@@ -165,7 +167,8 @@ class Backend {
   /// copies between any two devices; the host may be either end.
   /// Errors: invalid_argument (null, 0 bytes, empty batch), not_found (stream, or no link on the route),
   /// unavailable (link down, device lost), copy_failed. After an error nothing was given. A copy may
-  /// also fail in flight: then events recorded after it are `failed`.
+  /// also fail in flight: then the next event recorded on the stream is `failed`, and the destination's
+  /// content is undefined.
   [[nodiscard]] virtual Status copy(StreamId stream, Route route, std::span<const Copy> copies) = 0;
 
   /// Gives `stream` the work of setting `bytes` bytes at `address` on `device` to `value`.

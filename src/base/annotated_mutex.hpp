@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+
+/// A mutex that clang's thread-safety analysis understands, so that "guarded by" is checked by the
+/// compiler instead of by the reader. With other compilers the annotations are nothing.
+#if defined(__clang__)
+#define HARVEST_ANNOTATE(x) __attribute__((x))
+#else
+#define HARVEST_ANNOTATE(x)
+#endif
+
+#define HARVEST_CAPABILITY(name) HARVEST_ANNOTATE(capability(name))
+#define HARVEST_SCOPED_CAPABILITY HARVEST_ANNOTATE(scoped_lockable)
+#define HARVEST_GUARDED_BY(mutex) HARVEST_ANNOTATE(guarded_by(mutex))
+#define HARVEST_REQUIRES(mutex) HARVEST_ANNOTATE(requires_capability(mutex))
+#define HARVEST_EXCLUDES(mutex) HARVEST_ANNOTATE(locks_excluded(mutex))
+#define HARVEST_ACQUIRE(...) HARVEST_ANNOTATE(acquire_capability(__VA_ARGS__))
+#define HARVEST_RELEASE(...) HARVEST_ANNOTATE(release_capability(__VA_ARGS__))
+#define HARVEST_TRY_ACQUIRE(...) HARVEST_ANNOTATE(try_acquire_capability(__VA_ARGS__))
+#define HARVEST_NO_THREAD_SAFETY_ANALYSIS HARVEST_ANNOTATE(no_thread_safety_analysis)
+
+namespace harvest {
+
+class HARVEST_CAPABILITY("mutex") Mutex {
+ public:
+  void lock() HARVEST_ACQUIRE() { mutex_.lock(); }
+  void unlock() HARVEST_RELEASE() { mutex_.unlock(); }
+  bool try_lock() HARVEST_TRY_ACQUIRE(true) { return mutex_.try_lock(); }
+
+ private:
+  friend class MutexLock;
+  std::mutex mutex_;
+};
+
+/// Holds a mutex for a scope; can wait on a condition variable and can be opened and closed again.
+class HARVEST_SCOPED_CAPABILITY MutexLock {
+ public:
+  explicit MutexLock(Mutex& mutex) HARVEST_ACQUIRE(mutex) : lock_(mutex.mutex_) {}
+  ~MutexLock() HARVEST_RELEASE() = default;
+  MutexLock(const MutexLock&) = delete;
+  MutexLock& operator=(const MutexLock&) = delete;
+
+  void unlock() HARVEST_RELEASE() { lock_.unlock(); }
+  void lock() HARVEST_ACQUIRE() { lock_.lock(); }
+
+  /// Gives the mutex up while it waits and holds it again on return.
+  void wait(std::condition_variable& condition) { condition.wait(lock_); }
+  template <typename Duration>
+  void wait_for(std::condition_variable& condition, const Duration& duration) {
+    condition.wait_for(lock_, duration);
+  }
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+};
+
+}  // namespace harvest
