@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+/// Everything, for programs that do not mind. Read in this order to learn the library:
+/// types, status, peer_cache, stats, topology, backend, machine, simulated_backend, policy, runner, trace.
+#include <harvest/backend.hpp>
+#include <harvest/machine.hpp>
+#include <harvest/peer_cache.hpp>
+#include <harvest/policy.hpp>
+#include <harvest/runner.hpp>
+#include <harvest/simulated_backend.hpp>
+#include <harvest/stats.hpp>
+#include <harvest/status.hpp>
+#include <harvest/topology.hpp>
+#include <harvest/trace.hpp>
+#include <harvest/types.hpp>
