@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <harvest/policy.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+/// One maker for each policy. People choose by name: see registry.cpp.
+namespace harvest::policy {
+
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_fifo(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_lru(std::uint64_t capacity_bytes);
+
+[[nodiscard]] std::unique_ptr<AdmissionPolicy> make_always(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<AdmissionPolicy> make_second_hit(std::uint64_t capacity_bytes);
+
+[[nodiscard]] std::unique_ptr<PlacementPolicy> make_best_fit(const PlacementWeights& weights);
+
+}  // namespace harvest::policy

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <array>
+
+#include "policy/policies.hpp"
+
+namespace harvest {
+namespace {
+
+using namespace policy;
+
+template <typename Policy, typename Argument>
+struct Choice {
+  std::string_view name;
+  std::unique_ptr<Policy> (*make)(Argument);
+};
+
+// The first of each is the default.
+constexpr std::array kEviction{
+    Choice<EvictionPolicy, std::uint64_t>{"lru", make_lru},
+    Choice<EvictionPolicy, std::uint64_t>{"fifo", make_fifo},
+};
+
+constexpr std::array kAdmission{
+    Choice<AdmissionPolicy, std::uint64_t>{"always", make_always},
+    Choice<AdmissionPolicy, std::uint64_t>{"second_hit", make_second_hit},
+};
+
+constexpr std::array kPlacement{
+    Choice<PlacementPolicy, const PlacementWeights&>{"best_fit", make_best_fit},
+};
+
+template <std::size_t n, typename Choice>
+constexpr auto names_of(const std::array<Choice, n>& choices) {
+  std::array<std::string_view, n> names;
+  for (std::size_t i = 0; i < n; ++i) names[i] = choices[i].name;
+  return names;
+}
+
+constexpr auto kEvictionNames = names_of(kEviction);
+constexpr auto kAdmissionNames = names_of(kAdmission);
+constexpr auto kPlacementNames = names_of(kPlacement);
+
+template <typename Policy, typename Argument, std::size_t n, typename Given>
+Result<std::unique_ptr<Policy>> make(std::string_view kind,
+                                     const std::array<Choice<Policy, Argument>, n>& choices,
+                                     std::string_view name, const Given& given) {
+  for (const auto& choice : choices) {
+    if (choice.name == name) return choice.make(given);
+  }
+  return fail(ErrorCode::not_found,
+              fmt::format("no {} policy '{}'; known are {}", kind, name, fmt::join(names_of(choices), ", ")));
+}
+
+}  // namespace
+
+std::span<const std::string_view> eviction_policy_names() {
+  return kEvictionNames;
+}
+std::span<const std::string_view> admission_policy_names() {
+  return kAdmissionNames;
+}
+std::span<const std::string_view> placement_policy_names() {
+  return kPlacementNames;
+}
+
+Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name,
+                                                             std::uint64_t capacity_bytes) {
+  return make("eviction", kEviction, name, capacity_bytes);
+}
+
+Result<std::unique_ptr<AdmissionPolicy>> make_admission_policy(std::string_view name,
+                                                               std::uint64_t capacity_bytes) {
+  return make("admission", kAdmission, name, capacity_bytes);
+}
+
+Result<std::unique_ptr<PlacementPolicy>> make_placement_policy(std::string_view name,
+                                                               const PlacementWeights& weights) {
+  return make("placement", kPlacement, name, weights);
+}
+
+}  // namespace harvest
