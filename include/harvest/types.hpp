@@ -33,9 +33,9 @@ struct Key {
   friend constexpr auto operator<=>(const Key&, const Key&) = default;
 };
 
-/// The n-th content of a key: 1 for the first `put`, one more for each `put` that replaces it.
+/// Names one content of a key; larger for a later one, never used twice in a cache, 0 for none.
 /// Bytes under one (key, generation) never change.
-using Generation = std::uint32_t;
+using Generation = std::uint64_t;
 
 /// Where a copy of an object is, seen from the consumer: its own memory, a peer's, or host memory.
 /// `none` is the answer for a miss.
