@@ -44,21 +44,21 @@ struct TierPolicy {
 /// How a peer's memory is watched. There is no signal for another process's allocations, so the
 /// monitor samples; an owner that can, calls `PeerCache::reclaim` and waits (mode `cooperative`).
 struct PressureConfig {
-  TimeNs sample_interval_ns = 5'000'000;            ///< backs off where the query itself is slow
-  std::uint64_t reserve_bytes = 2ULL << 30;         ///< left free on every peer, whatever happens
-  std::uint64_t growth_bytes_per_s = 16ULL << 30;   ///< how fast a peer's pool may grow
-  TimeNs regrow_delay_ns = 1'000'000'000;           ///< no growth for this long after a shrink
-  std::uint64_t hysteresis_bytes = 256ULL << 20;    ///< room beyond the reserve that growth leaves
+  TimeNs sample_interval_ns = 5'000'000;           ///< backs off where the query itself is slow
+  std::uint64_t reserve_bytes = 2ULL << 30;        ///< left free on every peer, whatever happens
+  std::uint64_t growth_bytes_per_s = 16ULL << 30;  ///< how fast a peer's pool may grow
+  TimeNs regrow_delay_ns = 1'000'000'000;          ///< no growth for this long after a shrink
+  std::uint64_t hysteresis_bytes = 256ULL << 20;   ///< room beyond the reserve that growth leaves
 };
 
 /// Something that happened to an object by itself; told to `PeerCacheConfig::on_event`.
 struct CacheEvent {
   enum class Kind : std::uint8_t {
-    revoked,   ///< the peer copy left because its peer needs the memory; the object lives on elsewhere
-    spilled,   ///< a `spill` object now lives in host memory or on another peer (see `device`)
-    lost,      ///< the object is gone: `lossy` and revoked, or its only device died. Told exactly once
-    evicted,   ///< an `evictable` object was dropped for room
-    settled,   ///< nothing of ours reads the caller's memory of an erased or replaced `external_host` object
+    revoked,  ///< the peer copy left because its peer needs the memory; the object lives on elsewhere
+    spilled,  ///< a `spill` object now lives in host memory or on another peer (see `device`)
+    lost,     ///< the object is gone: `lossy` and revoked, or its only device died. Told exactly once
+    evicted,  ///< an `evictable` object was dropped for room
+    settled,  ///< nothing of ours reads the caller's memory of an erased or replaced `external_host` object
   };
   Kind kind = Kind::revoked;
   Key key;
@@ -68,13 +68,13 @@ struct CacheEvent {
 [[nodiscard]] std::string_view to_string(CacheEvent::Kind kind);
 
 struct PeerCacheConfig {
-  DeviceId consumer = 0;         ///< the GPU that reads
-  std::vector<DeviceId> peers;   ///< whose memory may be used; empty: every usable peer of the consumer
-  bool verify_paths = true;      ///< send a pattern over each path first; a peer whose path fails is not used
+  DeviceId consumer = 0;        ///< the GPU that reads
+  std::vector<DeviceId> peers;  ///< whose memory may be used; empty: every usable peer of the consumer
+  bool verify_paths = true;     ///< send a pattern over each path first; a peer whose path fails is not used
 
-  std::uint64_t local_budget_bytes = 0;           ///< tier `local`: 0 means that the caller owns all buffers
-  std::uint64_t peer_budget_bytes = UINT64_MAX;   ///< at most this much on each peer
-  std::uint64_t host_budget_bytes = 4ULL << 30;   ///< pinned host memory for `managed_host` and spilled bytes
+  std::uint64_t local_budget_bytes = 0;          ///< tier `local`: 0 means that the caller owns all buffers
+  std::uint64_t peer_budget_bytes = UINT64_MAX;  ///< at most this much on each peer
+  std::uint64_t host_budget_bytes = 4ULL << 30;  ///< pinned host memory for `managed_host` and spilled bytes
 
   std::uint64_t segment_min_bytes = 32ULL << 20;  ///< segments, the units of give-back, are this large
   std::uint64_t segment_max_bytes = 64ULL << 20;  ///< up to this; a larger object gets one of its own
@@ -83,8 +83,8 @@ struct PeerCacheConfig {
 
   TierPolicy local_policy;
   TierPolicy peer_policy;
-  TierPolicy host_policy;      ///< for objects put as `evictable`; others are never evicted from host
-  std::string placement;       ///< one of `placement_policy_names()`
+  TierPolicy host_policy;  ///< for objects put as `evictable`; others are never evicted from host
+  std::string placement;   ///< one of `placement_policy_names()`
   PlacementWeights placement_weights;
 
   PressureConfig pressure;
@@ -98,23 +98,24 @@ struct PeerCacheConfig {
 
 struct PutOptions {
   Backing backing = Backing::managed_host;
-  DeviceId source_device = kHost;     ///< where `source` is
-  StreamId stream = StreamId::none;   ///< orders the copies; none: `put` returns when they are done
-  bool evictable = false;             ///< may be dropped for room; then a read says miss
-  std::uint32_t tenant = 0;           ///< 0: none. Memory that held a tenant's bytes is wiped before reuse
-  double recompute_cost_ns = 0;       ///< what losing it costs the caller; guides eviction and revocation
+  DeviceId source_device = kHost;    ///< where `source` is
+  StreamId stream = StreamId::none;  ///< orders the copies; none: `put` returns when they are done
+  bool evictable = false;            ///< may be dropped for room; then a read says miss
+  std::uint32_t tenant = 0;          ///< 0: none. Memory that held a tenant's bytes is wiped before reuse
+  double recompute_cost_ns = 0;      ///< what losing it costs the caller; guides eviction and revocation
 };
 
 /// One object of a batch. The caller fills the first part, `fetch` the second.
 struct FetchItem {
   Key key;
-  void* destination = nullptr;        ///< on the consumer
-  std::uint64_t capacity_bytes = 0;   ///< of the destination; at least the object's size
+  void* destination = nullptr;       ///< on the consumer
+  std::uint64_t capacity_bytes = 0;  ///< of the destination; at least the object's size
 
-  ErrorCode outcome = ErrorCode::ok;  ///< ok, not_found (a miss), invalid_argument (does not fit), unavailable
+  ErrorCode outcome =
+      ErrorCode::ok;  ///< ok, not_found (a miss), invalid_argument (does not fit), unavailable
   Tier served = Tier::none;
   Generation generation = 0;
-  std::uint64_t bytes = 0;            ///< the object's size
+  std::uint64_t bytes = 0;  ///< the object's size
 };
 
 /// A pin on one copy of one object, and the only thing that exposes its address. While it is held the
@@ -159,7 +160,7 @@ struct ReclaimReport {
   std::uint64_t dropped_bytes = 0;   ///< copies of objects that live on elsewhere
   std::uint64_t lost_bytes = 0;      ///< `lossy` objects
   TimeNs duration_ns = 0;
-  bool finished = false;             ///< nothing more is to come
+  bool finished = false;  ///< nothing more is to come
 };
 
 /// Names a reclaim that was begun.
@@ -188,7 +189,8 @@ class PeerCache {
   /// order of `options.stream` (an `external_host` source is not copied and stays the caller's).
   /// Errors: invalid_argument; out_of_memory (no room: the key keeps its old content); copy_failed,
   /// unavailable.
-  Result<Generation> put(const Key& key, const void* source, std::uint64_t bytes, const PutOptions& options = {});
+  Result<Generation> put(const Key& key, const void* source, std::uint64_t bytes,
+                         const PutOptions& options = {});
 
   /// Forgets `key`. Leases stay good; memory returns to its pool when they end. Errors: not_found.
   Status erase(const Key& key);

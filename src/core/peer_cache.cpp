@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <harvest/peer_cache.hpp>
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "core/cache.hpp"
+
+namespace harvest {
+namespace {
+
+Status check(const PeerCacheConfig& config, const Topology& topology) {
+  const auto wrong = [](std::string message) {
+    return fail(ErrorCode::invalid_argument, std::move(message));
+  };
+  const DeviceInfo* consumer = topology.device(config.consumer);
+  if (consumer == nullptr || config.consumer == kHost) {
+    return fail(ErrorCode::not_found, fmt::format("consumer {} is not a GPU of this machine; it has {}",
+                                                  config.consumer, topology.devices().size() - 1));
+  }
+  if (config.segment_min_bytes == 0 || config.segment_min_bytes > config.segment_max_bytes)
+    return wrong(fmt::format("segment_min_bytes is {}, it lies in 1..segment_max_bytes ({})",
+                             config.segment_min_bytes, config.segment_max_bytes));
+  constexpr std::uint64_t kMostChunkBytes = 1ULL << 30;  // longer registrations stall other processes
+  if (config.host_chunk_bytes == 0 || config.host_chunk_bytes > kMostChunkBytes)
+    return wrong(
+        fmt::format("host_chunk_bytes is {}, it lies in 1..{}", config.host_chunk_bytes, kMostChunkBytes));
+  constexpr std::uint32_t kMostObjects = 1U << 28;
+  if (config.max_objects == 0 || config.max_objects > kMostObjects)
+    return wrong(fmt::format("max_objects is {}, it lies in 1..{}", config.max_objects, kMostObjects));
+  if (config.local_budget_bytes > consumer->total_bytes)
+    return wrong(fmt::format("local_budget_bytes is {}, the consumer has {}", config.local_budget_bytes,
+                             consumer->total_bytes));
+  const std::uint64_t host_bytes = topology.device(kHost)->total_bytes;
+  if (config.host_budget_bytes > host_bytes)
+    return wrong(
+        fmt::format("host_budget_bytes is {}, the host has {}", config.host_budget_bytes, host_bytes));
+  if (config.pressure.sample_interval_ns <= 0)
+    return wrong(fmt::format("sample_interval_ns is {}, at least 1", config.pressure.sample_interval_ns));
+  if (config.background_bytes == 0) return wrong("background_bytes is 0, at least 1");
+  return {};
+}
+
+}  // namespace
+
+std::string_view to_string(CacheEvent::Kind kind) {
+  switch (kind) {
+    case CacheEvent::Kind::revoked: return "revoked";
+    case CacheEvent::Kind::spilled: return "spilled";
+    case CacheEvent::Kind::lost: return "lost";
+    case CacheEvent::Kind::evicted: return "evicted";
+    case CacheEvent::Kind::settled: return "settled";
+  }
+  return "?";
+}
+
+std::string_view to_string(DropReason reason) {
+  switch (reason) {
+    case DropReason::evicted: return "evicted";
+    case DropReason::reclaimed: return "reclaimed";
+    case DropReason::pressure: return "pressure";
+    case DropReason::replaced: return "replaced";
+    case DropReason::erased: return "erased";
+    case DropReason::device_lost: return "device_lost";
+    case DropReason::copy_failed: return "copy_failed";
+  }
+  return "?";
+}
+
+Lease::Lease(Lease&& other) noexcept
+    : address_(std::exchange(other.address_, nullptr)),
+      object_(std::exchange(other.object_, nullptr)),
+      tier_(std::exchange(other.tier_, Tier::none)),
+      outcome_(std::exchange(other.outcome_, ErrorCode::not_found)) {}
+
+Lease& Lease::operator=(Lease&& other) noexcept {
+  if (this == &other) return *this;
+  release();
+  address_ = std::exchange(other.address_, nullptr);
+  object_ = std::exchange(other.object_, nullptr);
+  tier_ = std::exchange(other.tier_, Tier::none);
+  outcome_ = std::exchange(other.outcome_, ErrorCode::not_found);
+  return *this;
+}
+
+void Lease::release() {
+  if (object_ == nullptr) return;
+  core::unpin(*object_, tier_);
+  object_ = nullptr;
+  address_ = nullptr;
+  tier_ = Tier::none;
+  outcome_ = ErrorCode::not_found;
+}
+
+std::uint64_t Lease::bytes() const {
+  return object_ == nullptr ? 0 : object_->bytes.load(std::memory_order_relaxed);
+}
+
+Generation Lease::generation() const {
+  return object_ == nullptr ? 0 : object_->generation.load(std::memory_order_relaxed);
+}
+
+Result<std::unique_ptr<PeerCache>> PeerCache::create(Backend& backend, PeerCacheConfig config) {
+  auto topology = Topology::probe(backend, config.verify_paths);
+  if (!topology) return tl::unexpected(topology.error());
+  if (Status status = check(config, *topology); !status) return tl::unexpected(status.error());
+  auto cache = std::make_unique<core::Cache>(backend, std::move(config), std::move(*topology));
+  if (Status status = cache->start(); !status) return tl::unexpected(status.error());
+  return std::unique_ptr<PeerCache>(new PeerCache(std::move(cache)));
+}
+
+PeerCache::PeerCache(std::unique_ptr<core::Cache> cache) : cache_(std::move(cache)) {}
+PeerCache::~PeerCache() = default;
+
+Result<Generation> PeerCache::put(const Key& key, const void* source, std::uint64_t bytes,
+                                  const PutOptions& options) {
+  return cache_->put(key, source, bytes, options);
+}
+Status PeerCache::erase(const Key& key) {
+  return cache_->erase(key);
+}
+Status PeerCache::fetch(std::span<FetchItem> items, StreamId stream) {
+  return cache_->fetch(items, stream);
+}
+Status PeerCache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
+  return cache_->fetch_and_wait(items, stream);
+}
+Lease PeerCache::acquire(const Key& key, StreamId stream) {
+  return cache_->acquire(key, stream);
+}
+Tier PeerCache::locate(const Key& key) const {
+  return cache_->locate(key);
+}
+std::size_t PeerCache::prefetch(std::span<const Key> keys, Tier tier) {
+  return cache_->prefetch(keys, tier);
+}
+Status PeerCache::forget_stream(StreamId stream) {
+  return cache_->forget_stream(stream);
+}
+Result<ReclaimReport> PeerCache::reclaim(DeviceId device, std::uint64_t bytes, TimeNs deadline_ns) {
+  return cache_->reclaim(device, bytes, deadline_ns);
+}
+Result<ReclaimId> PeerCache::begin_reclaim(DeviceId device, std::uint64_t bytes, TimeNs deadline_ns) {
+  return cache_->begin_reclaim(device, bytes, deadline_ns);
+}
+Result<ReclaimReport> PeerCache::reclaim_status(ReclaimId id) const {
+  return cache_->reclaim_status(id);
+}
+TimeNs PeerCache::poll() {
+  return cache_->poll();
+}
+Status PeerCache::settle(TimeNs deadline_ns) {
+  return cache_->settle(deadline_ns);
+}
+const Topology& PeerCache::topology() const {
+  return cache_->topology();
+}
+const PeerCacheConfig& PeerCache::config() const {
+  return cache_->config();
+}
+CacheStats PeerCache::stats() const {
+  return cache_->stats();
+}
+Status PeerCache::audit() const {
+  return cache_->audit();
+}
+
+}  // namespace harvest

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/cache.hpp"
+
+/// What runs for every read. Nothing here takes the control lock or allocates.
+namespace harvest::core {
+
+Reader& Cache::reader_of(StreamId stream) {
+  const auto number = static_cast<std::uint32_t>(stream);
+  if (number < kOverflowStreamBit) return readers_[number];
+  std::uint32_t highest = highest_stream_.load(std::memory_order_relaxed);
+  while (highest < number &&
+         !highest_stream_.compare_exchange_weak(highest, number, std::memory_order_relaxed)) {
+  }
+  return readers_[kOverflowStreamBit];
+}
+
+Lease Cache::acquire(const Key& key, StreamId stream) {
+  Lease lease;
+  const bool by_host = stream == StreamId::none;
+  const Pinned pinned = table_.find_and_pin(key, by_host ? tier_bit(Tier::host) : kAllTiers);
+  if (pinned.object == nullptr) {
+    log_.record(Tier::none, 0);
+    lease.outcome_ = pinned.too_many ? ErrorCode::out_of_memory : ErrorCode::not_found;
+    return lease;
+  }
+  Object& object = *pinned.object;
+  const auto tier = static_cast<std::size_t>(pinned.tier);
+  if (!by_host) {
+    if (static_cast<std::uint32_t>(stream) >= kOverflowStreamBit) static_cast<void>(reader_of(stream));
+    mark_used_by(object, stream);
+  }
+  if (pinned.pending) [[unlikely]] {
+    const EventId ready = object.ready[tier].load(std::memory_order_relaxed);
+    const bool waits = by_host ? backend_.query_event(ready) == EventState::complete
+                               : backend_.stream_wait(stream, ready).has_value();
+    if (!waits) {
+      unpin(object, pinned.tier);
+      log_.record(Tier::none, 0);
+      lease.outcome_ = ErrorCode::busy;
+      return lease;
+    }
+  }
+  log_.record(pinned.tier, object.index.load(std::memory_order_relaxed));
+  lease.address_ = object.address[tier].load(std::memory_order_relaxed);
+  lease.object_ = &object;
+  lease.tier_ = pinned.tier;
+  lease.outcome_ = ErrorCode::ok;
+  return lease;
+}
+
+Status Cache::check_fetch(std::span<const FetchItem> items, StreamId stream) const {
+  const auto device = backend_.stream_device(stream);
+  if (!device) return tl::unexpected(device.error());
+  if (*device != config_.consumer) {
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("stream {} is of device {}, the consumer is {}",
+                            static_cast<std::uint32_t>(stream), *device, config_.consumer));
+  }
+  for (const FetchItem& item : items)
+    if (item.destination == nullptr)
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("item {} has no destination", &item - items.data()));
+  return {};
+}
+
+Status Cache::fetch(std::span<FetchItem> items, StreamId stream) {
+  if (Status status = check_fetch(items, stream); !status) return status;
+  Reader& reader = reader_of(stream);
+  for (std::size_t begin = 0; begin < items.size(); begin += Reader::kBatch) {
+    const auto batch = items.subspan(begin, std::min(Reader::kBatch, items.size() - begin));
+    fetch_batch(reader, batch, stream, nullptr);
+  }
+  return {};
+}
+
+Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
+  if (Status status = check_fetch(items, stream); !status) return status;
+  constexpr int kAttempts = 4;
+  std::vector<FetchItem> again(items.begin(), items.end());
+  std::vector<std::size_t> origin(items.size());
+  for (std::size_t i = 0; i < origin.size(); ++i) origin[i] = i;
+
+  for (int attempt = 0; attempt < kAttempts && !again.empty(); ++attempt) {
+    std::vector<Reader::Watch> watches;
+    Reader& reader = reader_of(stream);
+    for (std::size_t begin = 0; begin < again.size(); begin += Reader::kBatch)
+      fetch_batch(reader, std::span(again).subspan(begin, std::min(Reader::kBatch, again.size() - begin)),
+                  stream, &watches);
+    TierSet failed = 0;
+    for (const Reader::Watch& watch : watches) {
+      if (backend_.wait_event(watch.event, kNever) == EventState::failed) {
+        failed |= tier_bit(watch.source == kHost              ? Tier::host
+                           : watch.source == config_.consumer ? Tier::local
+                                                              : Tier::peer);
+        report_trouble(watch.source);
+      }
+      backend_.release_event(watch.event);
+    }
+    if (failed != 0) {  // takes the peers that failed out of service, so that the next try goes elsewhere
+      MutexLock lock(control_);
+      hear_of_trouble();
+    }
+    std::vector<FetchItem> rest;
+    std::vector<std::size_t> rest_origin;
+    for (std::size_t i = 0; i < again.size(); ++i) {
+      FetchItem& item = again[i];
+      const bool arrived = item.served == Tier::none || (failed & tier_bit(item.served)) == 0;
+      if (!arrived) {
+        rest.push_back(item);
+        rest_origin.push_back(origin[i]);
+        item.outcome = ErrorCode::copy_failed;
+        item.served = Tier::none;
+        fetched_.fallbacks.fetch_add(1, std::memory_order_relaxed);
+      }
+      items[origin[i]] = item;
+    }
+    again = std::move(rest);
+    origin = std::move(rest_origin);
+  }
+  return {};
+}
+
+void Cache::fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId stream,
+                        std::vector<Reader::Watch>* watches) {
+  MutexLock lock(reader.mutex);
+  resolve(reader, items, stream);
+  submit(reader, items, stream, watches);
+
+  std::array<std::uint64_t, kTiers> bytes{};
+  std::uint64_t served = 0;
+  for (const FetchItem& item : items) {
+    if (item.served == Tier::none) continue;
+    bytes[static_cast<std::size_t>(item.served)] += item.bytes;
+    ++served;
+  }
+  fetched_.fetches.fetch_add(1, std::memory_order_relaxed);
+  fetched_.items.fetch_add(served, std::memory_order_relaxed);
+  for (std::size_t t = 0; t < kTiers; ++t)
+    if (bytes[t] != 0) fetched_.bytes[t].fetch_add(bytes[t], std::memory_order_relaxed);
+}
+
+void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream) {
+  reader.items.clear();
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    FetchItem& item = items[i];
+    item.served = Tier::none;
+    item.generation = 0;
+    item.bytes = 0;
+    const Pinned pinned = table_.find_and_pin(item.key, kAllTiers);
+    if (pinned.object == nullptr) {
+      item.outcome = pinned.too_many ? ErrorCode::out_of_memory : ErrorCode::not_found;
+      log_.record(Tier::none, 0);
+      continue;
+    }
+    Object& object = *pinned.object;
+    const auto tier = static_cast<std::size_t>(pinned.tier);
+    item.bytes = object.bytes.load(std::memory_order_relaxed);
+    item.generation = object.generation.load(std::memory_order_relaxed);
+    if (item.bytes > item.capacity_bytes) {
+      item.outcome = ErrorCode::invalid_argument;
+      unpin(object, pinned.tier);
+      log_.record(Tier::none, 0);
+      continue;
+    }
+    item.outcome = ErrorCode::ok;
+    item.served = pinned.tier;
+    mark_used_by(object, stream);
+    if (pinned.pending && !backend_.stream_wait(stream, object.ready[tier].load(std::memory_order_relaxed))) {
+      item.outcome = ErrorCode::unavailable;
+      item.served = Tier::none;
+      unpin(object, pinned.tier);
+      log_.record(Tier::none, 0);
+      continue;
+    }
+    log_.record(pinned.tier, object.index.load(std::memory_order_relaxed));
+    reader.items.push_back({&object, pinned.tier, object.device[tier].load(std::memory_order_relaxed),
+                            object.address[tier].load(std::memory_order_relaxed),
+                            static_cast<std::uint32_t>(i)});
+  }
+}
+
+void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream,
+                   std::vector<Reader::Watch>* watches) {
+  // By source: the host first, since it may begin on the side stream; by address, so that runs merge.
+  std::sort(reader.items.begin(), reader.items.end(), [](const Reader::Item& a, const Reader::Item& b) {
+    return a.device != b.device ? a.device < b.device : a.source < b.source;
+  });
+  const std::span<const Reader::Item> all = reader.items;
+  const bool mixed = !all.empty() && all.front().device == kHost && all.back().device != kHost;
+  const StreamId side = side_stream(reader, stream, mixed);
+  EventId joined = EventId::none;
+
+  for (std::size_t begin = 0; begin < all.size();) {
+    std::size_t end = begin + 1;
+    while (end < all.size() && all[end].device == all[begin].device) ++end;
+    const auto group = all.subspan(begin, end - begin);
+    const bool on_side = group.front().device == kHost && side != stream;
+    const Status status = submit_group(reader, group, items, on_side ? side : stream, watches);
+    if (!status) {
+      report_trouble(group.front().device);
+      for (const Reader::Item& entry : group)
+        serve_from_next_tier(reader, items[entry.index], entry.tier, stream, watches);
+    } else if (on_side) {
+      if (const auto event = backend_.record_event(side)) {
+        joined = *event;
+      } else {  // without the join the caller's stream would not wait for these bytes
+        for (const Reader::Item& entry : group) {
+          items[entry.index].served = Tier::none;
+          items[entry.index].outcome = event.error().code;
+        }
+      }
+    }
+    begin = end;
+  }
+  if (joined != EventId::none) {
+    static_cast<void>(backend_.stream_wait(stream, joined));
+    backend_.release_event(joined);
+  }
+  // The copies are in the stream, and the object knows the stream: from here on that mark protects them.
+  for (const Reader::Item& entry : all) unpin(*entry.object, entry.tier);
+}
+
+StreamId Cache::side_stream(Reader& reader, StreamId stream, bool host_beside_others) {
+  if (!host_beside_others) return stream;
+  if (reader.side == StreamId::none) {
+    auto created = backend_.create_stream(config_.consumer);
+    if (!created) return stream;
+    reader.side = *created;
+  }
+  const auto begin = backend_.record_event(stream);
+  if (!begin) return stream;
+  const Status waits = backend_.stream_wait(reader.side, *begin);
+  backend_.release_event(*begin);
+  return waits ? reader.side : stream;
+}
+
+Status Cache::submit_group(Reader& reader, std::span<const Reader::Item> group,
+                           std::span<const FetchItem> items, StreamId stream,
+                           std::vector<Reader::Watch>* watches) {
+  reader.copies.clear();
+  for (const Reader::Item& entry : group) {
+    const FetchItem& item = items[entry.index];
+    auto* destination = static_cast<std::byte*>(item.destination);
+    if (!reader.copies.empty()) {
+      harvest::Copy& last = reader.copies.back();
+      if (last.source + last.bytes == entry.source && last.destination + last.bytes == destination) {
+        last.bytes += item.bytes;
+        continue;
+      }
+    }
+    reader.copies.push_back({destination, entry.source, item.bytes});
+  }
+  const DeviceId source = group.front().device;
+  Status status = backend_.copy(stream, {source, config_.consumer}, reader.copies);
+  if (!status) return status;
+  fetched_.copies.fetch_add(reader.copies.size(), std::memory_order_relaxed);
+  watch(reader, stream, source, watches);
+  return {};
+}
+
+void Cache::watch(Reader& reader, StreamId stream, DeviceId source, std::vector<Reader::Watch>* watches) {
+  if (watches == nullptr && reader.watches.size() == Reader::kWatches) {
+    std::erase_if(reader.watches, [&](const Reader::Watch& watch) {
+      const EventState state = backend_.query_event(watch.event);
+      if (state == EventState::pending) return false;
+      if (state == EventState::failed) report_trouble(watch.source);
+      backend_.release_event(watch.event);
+      return true;
+    });
+    if (reader.watches.size() == Reader::kWatches) return;
+  }
+  auto event = backend_.record_event(stream);
+  if (!event) return;
+  if (watches != nullptr)
+    watches->push_back({*event, source});
+  else
+    reader.watches.push_back({*event, source});
+}
+
+void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, StreamId stream,
+                                 std::vector<Reader::Watch>* watches) {
+  TierSet allowed = kAllTiers & ~tier_bit(failed);
+  item.served = Tier::none;
+  item.outcome = ErrorCode::unavailable;
+  while (allowed != 0) {
+    const Pinned pinned = table_.find_and_pin(item.key, allowed);
+    if (pinned.object == nullptr) return;
+    Object& object = *pinned.object;
+    const auto tier = static_cast<std::size_t>(pinned.tier);
+    mark_used_by(object, stream);
+    const bool waits =
+        !pinned.pending ||
+        backend_.stream_wait(stream, object.ready[tier].load(std::memory_order_relaxed)).has_value();
+    const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+    const harvest::Copy copy{static_cast<std::byte*>(item.destination),
+                             object.address[tier].load(std::memory_order_relaxed), bytes};
+    const DeviceId device = object.device[tier].load(std::memory_order_relaxed);
+    const bool fits = bytes <= item.capacity_bytes;
+    const bool given =
+        fits && waits && backend_.copy(stream, {device, config_.consumer}, {&copy, 1}).has_value();
+    if (given) {
+      item.served = pinned.tier;
+      item.outcome = ErrorCode::ok;
+      item.bytes = bytes;
+      item.generation = object.generation.load(std::memory_order_relaxed);
+      fetched_.fallbacks.fetch_add(1, std::memory_order_relaxed);
+      fetched_.copies.fetch_add(1, std::memory_order_relaxed);
+      watch(reader, stream, device, watches);
+    } else if (!fits) {
+      item.outcome = ErrorCode::invalid_argument;
+    } else {
+      report_trouble(device);
+    }
+    unpin(object, pinned.tier);
+    if (given || !fits) return;
+    allowed &= ~tier_bit(pinned.tier);
+  }
+}
+
+void Cache::report_trouble(DeviceId device) {
+  copies_in_trouble_.fetch_add(1, std::memory_order_relaxed);
+  if (device >= 0) trouble_[static_cast<std::size_t>(device)].fetch_add(1, std::memory_order_relaxed);
+}
+
+}  // namespace harvest::core

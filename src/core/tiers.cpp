@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/assert.hpp"
+#include "core/cache.hpp"
+
+/// How copies come into a tier and leave it.
+namespace harvest::core {
+namespace {
+
+constexpr int kMostEvictions = 256;  ///< for one object; bounds the time under the control lock
+constexpr std::size_t kMostWishes = 65536;
+constexpr double kHeatHalfLifeNs = 60e9;
+
+}  // namespace
+
+// --- room ------------------------------------------------------------------------------------------
+
+std::vector<PeerSnapshot> Cache::snapshot_peers(const Object& object) {
+  const TimeNs now = backend_.now_ns();
+  const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+  std::vector<PeerSnapshot> snapshots;
+  for (const Peer& peer : peers_) {
+    if (!in_service(peer, now)) continue;
+    PeerSnapshot snapshot;
+    snapshot.device = peer.device;
+    if (peer.pool->has_room(bytes)) snapshot.free_slot_bytes = std::max(peer.pool->free_bytes(), bytes);
+    const auto plan = peer.pool->growth(bytes);
+    const std::uint64_t growable = growable_bytes(peer, now);
+    if (plan && plan->segment_bytes <= growable) snapshot.growable_bytes = growable;
+    snapshot.used_bytes = peer.pool->used_bytes();
+    snapshot.fetch_ns = topology_.expected_copy_ns(peer.device, config_.consumer, bytes);
+    const auto tenant = peer.tenant_bytes.find(object.tenant);
+    snapshot.tenant_used_bytes = tenant == peer.tenant_bytes.end() ? 0 : tenant->second;
+    snapshot.stable_ns = static_cast<double>(now - peer.last_shrink_ns);
+    snapshots.push_back(snapshot);
+  }
+  return snapshots;
+}
+
+bool Cache::has_room(Tier tier, const Object& object) {
+  const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+  if (tier != Tier::peer) {
+    memory::Pool* pool = pool_of(tier, tier == Tier::local ? config_.consumer : kHost);
+    return pool != nullptr && (pool->has_room(bytes) || pool->growth(bytes).has_value());
+  }
+  const auto peers = snapshot_peers(object);
+  return std::any_of(peers.begin(), peers.end(), [&](const PeerSnapshot& p) {
+    return p.free_slot_bytes >= bytes || p.growable_bytes >= bytes;
+  });
+}
+
+std::optional<Cache::Place> Cache::allocate_from(memory::Pool& pool, Object& object) {
+  const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+  const std::uint32_t owner = object.index.load(std::memory_order_relaxed);
+  auto allocation = pool.allocate(bytes, owner);
+  if (!allocation) {
+    Peer* peer = find_peer(pool.config().device);
+    const Status grown = peer != nullptr ? grow(*peer, bytes) : pool.grow(bytes);
+    if (!grown) return std::nullopt;
+    allocation = pool.allocate(bytes, owner);
+  }
+  if (!allocation) return std::nullopt;
+  return Place{&pool, std::move(*allocation)};
+}
+
+std::optional<Cache::Place> Cache::allocate_on_peer(Object& object) {
+  std::vector<PeerSnapshot> peers = snapshot_peers(object);
+  const PlacementRequest request{object.bytes.load(std::memory_order_relaxed)};
+  while (const auto device = placement_->choose(peers, request)) {
+    if (auto place = allocate_from(*pool_of(Tier::peer, *device), object)) return place;
+    std::erase_if(peers, [&](const PeerSnapshot& p) { return p.device == *device; });
+  }
+  return std::nullopt;
+}
+
+std::optional<Cache::Place> Cache::allocate(Tier tier, Object& object, bool may_evict) {
+  if (!has_tier(tier)) return std::nullopt;
+  auto place = tier == Tier::peer
+                   ? allocate_on_peer(object)
+                   : allocate_from(*pool_of(tier, tier == Tier::local ? config_.consumer : kHost), object);
+  if (!place && may_evict) place = evict_for(tier, object);
+  return place;
+}
+
+bool Cache::evictable(const Object& object, Tier tier) const {
+  const Copy& copy = object.copy(tier);
+  if (copy.state != CopyState::live || !copy.has_slot || pins(object, tier) != 0) return false;
+  if (tier == Tier::host) return object.evictable && object.backing == Backing::managed_host;
+  const Elsewhere other = elsewhere(object, tier);
+  return other == Elsewhere::surely || (other == Elsewhere::nowhere && object.backing == Backing::lossy);
+}
+
+std::optional<Cache::Place> Cache::evict_for(Tier tier, Object& object) {
+  const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+  const auto may_go = [&](const Key& key) HARVEST_REQUIRES(control_) {
+    if (key == object.key) return false;
+    const Object* candidate = table_.find(key);
+    if (candidate == nullptr || !evictable(*candidate, tier)) return false;
+    const Copy& copy = candidate->copy(tier);
+    const memory::Pool* pool = pool_of(tier, copy.device);
+    return !pool->segments()[copy.slot.segment].fenced && pool->config().budget_bytes >= bytes;
+  };
+  for (int i = 0; i < kMostEvictions; ++i) {
+    const auto victim = eviction(tier).evict(object.key, facts_of(object, tier), may_go);
+    if (!victim || *victim == object.key) return std::nullopt;
+    Object* evicted = table_.find(*victim);
+    HARVEST_ASSERT(evicted != nullptr, "a policy may only name residents");
+    memory::Pool& pool = *pool_of(tier, evicted->copy(tier).device);
+    const std::uint32_t segment = evicted->copy(tier).slot.segment;
+    evict_copy(*evicted, tier);
+    if (auto place = allocate_from(pool, object)) return place;
+    // Of another size: a segment that is emptied can be cut anew.
+    if (pool.segments()[segment].bytes >= memory::slot_bytes_for(bytes)) {
+      make_room_in_segment(pool, segment, tier, object.key);
+      if (auto place = allocate_from(pool, object)) return place;
+    }
+  }
+  return std::nullopt;
+}
+
+void Cache::make_room_in_segment(memory::Pool& pool, std::uint32_t segment, Tier tier, const Key& incoming) {
+  std::vector<Object*> there;
+  for (const std::uint32_t owner : pool.segments()[segment].owners) {
+    if (owner == 0) continue;
+    Object& object = table_.at(owner);
+    if (!object.linked || object.key == incoming || !evictable(object, tier)) return;
+    there.push_back(&object);
+  }
+  for (Object* object : there) {
+    eviction(tier).erase(object->key);
+    evict_copy(*object, tier);
+  }
+}
+
+void Cache::evict_copy(Object& object, Tier tier) {
+  if (tier == Tier::host) {
+    ++counters_.objects_evicted;
+    tell(CacheEvent::Kind::evicted, object, kHost);
+    retire(object, DropReason::evicted);
+  } else if (elsewhere(object, tier) == Elsewhere::nowhere) {
+    lose(object, DropReason::evicted);
+  } else {
+    const bool demote = tier == Tier::local && object.copy(Tier::peer).state == CopyState::none;
+    drop_copy(object, tier, DropReason::evicted);
+    if (demote && object.linked) static_cast<void>(wish(object, Tier::peer));
+  }
+}
+
+// --- copies come -----------------------------------------------------------------------------------
+
+void Cache::place(Object& object, Tier tier, const Place& place) {
+  Copy& copy = object.copy(tier);
+  HARVEST_ASSERT(copy.state == CopyState::none, "one copy of an object in a tier");
+  copy.has_slot = true;
+  copy.slot = place.allocation.slot;
+  copy.device = place.pool->config().device;
+  if (Peer* peer = find_peer(copy.device); peer != nullptr && tier == Tier::peer)
+    peer->tenant_bytes[object.tenant] += copy.slot.bytes;
+}
+
+void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
+  Copy& copy = object.copy(tier);
+  if (copy.has_slot) {
+    if (object.tenant != 0) wipe(copy.slot, copy.device, events);
+    if (Peer* peer = find_peer(copy.device); peer != nullptr && tier == Tier::peer)
+      peer->tenant_bytes[object.tenant] -= copy.slot.bytes;
+    pool_of(tier, copy.device)->release(copy.slot, std::move(events));
+  } else {
+    settling_.push_back({object.key, object.generation.load(std::memory_order_relaxed), std::move(events)});
+  }
+  copy = Copy{};
+}
+
+/// The write into a slot waits for whoever still reads what was there before (write after read).
+void Cache::wait_for_slot(StreamId stream, const Place& place) {
+  for (const EventId event : place.allocation.after) {
+    static_cast<void>(backend_.stream_wait(stream, event));
+    backend_.release_event(event);
+  }
+}
+
+void Cache::reveal(Object& object, Tier tier) {
+  Copy& copy = object.copy(tier);
+  copy.state = CopyState::live;
+  const bool pending = copy.ready != EventId::none;
+  ObjectTable::show(object, tier, pending);
+  if (pending) pending_.push_back({&object, object.generation.load(std::memory_order_relaxed), tier});
+}
+
+void Cache::enter_policy(Object& object, Tier tier) {
+  if (tier == Tier::host && !(object.evictable && object.copy(tier).has_slot)) return;
+  eviction(tier).insert(object.key, facts_of(object, tier));
+}
+
+bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place place,
+                       std::uint64_t reclaim) {
+  const StreamId stream = background_stream(from, to, source.copy(from).device, place.pool->config().device);
+  source.meta.fetch_add(one_pin(from), std::memory_order_acquire);
+  const Copy& read = source.copy(from);
+  if (read.ready != EventId::none) static_cast<void>(backend_.stream_wait(stream, read.ready));
+  wait_for_slot(stream, place);
+
+  const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+  const harvest::Copy copy{place.allocation.slot.address, read.slot.address, bytes};
+  const DeviceId from_device = read.device;
+  this->place(object, to, place);
+  Copy& written = object.copy(to);
+  const Status given = backend_.copy(stream, {from_device, written.device}, {&copy, 1});
+  const Result<EventId> done = given ? backend_.record_event(stream) : tl::unexpected(given.error());
+  if (!reclaim) ++counters_.promotions;
+  if (!done) {
+    unpin(source, from);
+    report_trouble(to == Tier::peer ? written.device : from_device);
+    free_slot(object, to, {});
+    if (!reclaim) ++counters_.promotions_failed;
+    return false;
+  }
+  written.state = CopyState::filling;
+  filling_bytes_ += bytes;
+  fills_.push_back({&object, to, &source, from, *done, reclaim});
+  return true;
+}
+
+void Cache::finish_fills() {
+  for (std::size_t i = 0; i < fills_.size();) {
+    const EventState state = backend_.query_event(fills_[i].done);
+    if (state == EventState::pending) {
+      ++i;
+      continue;
+    }
+    const Fill fill = fills_[i];
+    fills_[i] = fills_.back();
+    fills_.pop_back();
+    backend_.release_event(fill.done);
+    end_fill(fill, state == EventState::complete);
+  }
+}
+
+void Cache::end_fill(const Fill& fill, bool arrived) {
+  Object& object = *fill.object;
+  Object& source = *fill.source;
+  const bool moves_between_peers = &object != &source;
+  const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+  unpin(source, fill.from);
+  filling_bytes_ -= bytes;
+  Copy& copy = object.copy(fill.to);
+  const DeviceId device = copy.device;
+
+  if (!arrived) report_trouble(fill.to == Tier::peer ? device : source.copy(fill.from).device);
+  const bool wanted = source.linked && (fill.reclaim != 0 || !in_fenced_segment(copy, fill.to));
+  if (!arrived || !wanted) {
+    free_slot(object, fill.to, {});
+    if (fill.reclaim == 0) ++counters_.promotions_failed;
+    if (moves_between_peers)
+      table_.recycle(object);
+    else
+      forget_if_gone(object);
+    return;
+  }
+
+  counters_.written_bytes[static_cast<std::size_t>(fill.to)] += bytes;
+  reveal(object, fill.to);
+  if (fill.reclaim == 0) {
+    ++counters_.promotions_completed;
+    enter_policy(object, fill.to);
+    return;
+  }
+  counters_.spilled_bytes += bytes;
+  if (Reclaim* reclaim = find_reclaim(fill.reclaim)) reclaim->report.spilled_bytes += bytes;
+  tell(CacheEvent::Kind::spilled, object, device);
+  if (moves_between_peers) {
+    table_.link(object);
+    retire(source, DropReason::reclaimed);
+  } else {
+    drop_copy(source, fill.from, DropReason::reclaimed);
+  }
+  enter_policy(object, fill.to);
+}
+
+// --- copies go -------------------------------------------------------------------------------------
+
+Cache::Elsewhere Cache::elsewhere(const Object& object, Tier tier) const {
+  Elsewhere best = Elsewhere::nowhere;
+  for (const Tier other : {Tier::peer, Tier::host}) {  // a local copy comes and goes and vouches for nothing
+    const Copy& copy = object.copy(other);
+    if (other == tier || copy.state != CopyState::live) continue;
+    if (copy.ready == EventId::none || backend_.query_event(copy.ready) == EventState::complete)
+      return Elsewhere::surely;
+    best = Elsewhere::perhaps;
+  }
+  return best;
+}
+
+void Cache::drop_copy(Object& object, Tier tier, DropReason reason) {
+  Copy& copy = object.copy(tier);
+  HARVEST_ASSERT(copy.state == CopyState::live, "only a live copy can be dropped");
+  ObjectTable::hide(object, tier);
+  copy.state = CopyState::leaving;
+  eviction(tier).erase(object.key);
+  ++counters_.dropped_copies[static_cast<std::size_t>(tier)][static_cast<std::size_t>(reason)];
+  if (!finish_leaving(object, tier))
+    leaving_.push_back({&object, object.generation.load(std::memory_order_relaxed), tier});
+}
+
+bool Cache::finish_leaving(Object& object, Tier tier) {
+  if (pins(object, tier) != 0) return false;
+  std::vector<EventId> events = events_of_users(object);
+  // Nobody pins it, so nobody can be about to wait for the write; but the write itself may still run.
+  if (const EventId ready = object.copy(tier).ready; ready != EventId::none) events.push_back(ready);
+  free_slot(object, tier, std::move(events));
+  return true;
+}
+
+void Cache::finish_all_leaving() {
+  std::erase_if(leaving_, [&](const CopyRef& ref) HARVEST_REQUIRES(control_) {
+    if (!finish_leaving(*ref.object, ref.tier)) return false;
+    forget_if_gone(*ref.object);
+    return true;
+  });
+}
+
+std::vector<EventId> Cache::events_of_users(const Object& object) {
+  std::vector<EventId> events;
+  const auto add = [&](std::uint32_t stream) {
+    // A stream that is not known any more was forgotten, and its work waited for then.
+    if (const auto event = backend_.record_event(static_cast<StreamId>(stream))) events.push_back(*event);
+  };
+  const std::uint64_t used_by = object.used_by.load(std::memory_order_acquire);
+  for (std::uint32_t stream = 1; stream < kOverflowStreamBit; ++stream)
+    if ((used_by >> stream) & 1) add(stream);
+  if ((used_by >> kOverflowStreamBit) & 1)
+    for (std::uint32_t stream = kOverflowStreamBit; stream <= highest_stream_.load(std::memory_order_acquire);
+         ++stream)
+      add(stream);
+  return events;
+}
+
+/// I12: bytes of a tenant do not stay behind, neither for the next user of the slot nor for the owner.
+void Cache::wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events) {
+  const StreamId stream = stream_of(device);
+  for (const EventId event : events) static_cast<void>(backend_.stream_wait(stream, event));
+  if (!backend_.fill(stream, device, slot.address, slot.bytes, 0)) return;  // only a lost device refuses
+  const auto done = backend_.record_event(stream);
+  if (!done) return;
+  events.push_back(*done);
+}
+
+void Cache::forget_if_gone(Object& object) {
+  if (object.linked) return;
+  for (const Copy& copy : object.copies)
+    if (copy.state != CopyState::none) return;
+  table_.recycle(object);
+}
+
+void Cache::retire(Object& object, DropReason reason) {
+  if (object.linked) table_.unlink(object);
+  for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
+    if (object.copy(tier).state == CopyState::live) drop_copy(object, tier, reason);
+  forget_if_gone(object);
+}
+
+void Cache::lose(Object& object, DropReason reason) {
+  ++counters_.objects_lost;
+  tell(CacheEvent::Kind::lost, object, object.copy(Tier::peer).device);
+  retire(object, reason);
+}
+
+// --- what is hot climbs ----------------------------------------------------------------------------
+
+double Cache::heat_of(const Object& object, TimeNs now_ns) const {
+  return object.heat * std::exp2(-static_cast<double>(now_ns - object.heat_at_ns) / kHeatHalfLifeNs);
+}
+
+void Cache::heat_up(Object& object, TimeNs now_ns) {
+  object.heat = heat_of(object, now_ns) + 1;
+  object.heat_at_ns = now_ns;
+}
+
+bool Cache::wish(Object& object, Tier tier) {
+  if (!has_tier(tier) || object.copy(tier).state != CopyState::none) return false;
+  if ((object.wished & tier_bit(tier)) != 0) return true;
+  ++counters_.admissions_asked;
+  if (!admission(tier).admit(object.key, facts_of(object, tier), has_room(tier, object))) {
+    ++counters_.admissions_refused;
+    return false;
+  }
+  return enqueue(object, tier);
+}
+
+bool Cache::enqueue(Object& object, Tier tier) {
+  if (wishes_.size() >= kMostWishes) return false;
+  object.wished |= tier_bit(tier);
+  wishes_.push_back({&object, object.generation.load(std::memory_order_relaxed), tier});
+  return true;
+}
+
+void Cache::learn_from_reads() {
+  const TimeNs now = backend_.now_ns();
+  counters_.access_samples_lost +=
+      log_.drain([&](Tier served, std::uint32_t index) HARVEST_REQUIRES(control_) {
+        Object& object = table_.at(index);
+        if (!object.linked) return;
+        heat_up(object, now);
+        // A tier hears of what it served and of what the tiers above it passed on; the host, which decides
+        // about whole objects, hears of every read.
+        for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) {
+          if (!has_tier(tier) || (tier == Tier::peer && served == Tier::local)) continue;
+          admission(tier).record(object.key, facts_of(object, tier));
+          if (object.copy(tier).state == CopyState::live) eviction(tier).hit(object.key);
+        }
+        if (served == Tier::local) return;
+        const bool climbs = wish(object, Tier::local);
+        if (!climbs && served == Tier::host) static_cast<void>(wish(object, Tier::peer));
+      });
+}
+
+void Cache::promote_wished() {
+  while (!wishes_.empty() && filling_bytes_ < config_.background_bytes) {
+    const CopyRef wanted = wishes_.front();
+    wishes_.pop_front();
+    Object& object = *wanted.object;
+    if (object.generation.load(std::memory_order_relaxed) != wanted.generation) continue;
+    object.wished &= ~tier_bit(wanted.tier);
+    if (!object.linked || object.copy(wanted.tier).state != CopyState::none) continue;
+    const Tier source = best_source(object, wanted.tier);
+    if (source == Tier::none) continue;
+    // Pinned, so that making room cannot take the source away.
+    object.meta.fetch_add(one_pin(source), std::memory_order_acquire);
+    auto place = allocate(wanted.tier, object, true);
+    if (place) static_cast<void>(begin_fill(object, source, object, wanted.tier, std::move(*place), 0));
+    unpin(object, source);
+  }
+}
+
+Tier Cache::best_source(const Object& object, Tier except) {
+  for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
+    if (tier != except && object.copy(tier).state == CopyState::live) return tier;
+  return Tier::none;
+}
+
+std::size_t Cache::prefetch(std::span<const Key> keys, Tier tier) {
+  MutexLock lock(control_);
+  if (tier == Tier::none || tier == Tier::host || !has_tier(tier)) return 0;
+  std::size_t coming = 0;
+  for (const Key& key : keys) {
+    Object* object = table_.find(key);
+    if (object == nullptr) continue;
+    const CopyState state = object->copy(tier).state;
+    const bool there =
+        state == CopyState::live || state == CopyState::filling || (object->wished & tier_bit(tier)) != 0;
+    if (there || (state == CopyState::none && enqueue(*object, tier))) ++coming;
+  }
+  promote_wished();
+  return coming;
+}
+
+}  // namespace harvest::core
