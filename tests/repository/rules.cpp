@@ -90,6 +90,11 @@ std::string_view first_folder(std::string_view path) {
   return slash == std::string_view::npos ? std::string_view{} : path.substr(0, slash);
 }
 
+bool is_source(std::string_view path) {
+  constexpr std::array<std::string_view, 5> kEndings{".cpp", ".hpp", ".h", ".c", ".cu"};
+  return std::any_of(kEndings.begin(), kEndings.end(), [&](auto ending) { return path.ends_with(ending); });
+}
+
 bool is_standard_header(std::string_view name) {
   return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
     return std::islower(c) != 0 || c == '_' || std::isdigit(c) != 0;
@@ -170,7 +175,7 @@ Violations find_words(std::string_view path, std::string_view text,
 Violations check_includes(std::string_view path, std::string_view text) {
   const auto in_source = after(path, "src/");
   const auto in_public = after(path, "include/harvest/");
-  if (!in_source && !in_public) return {};
+  if (!is_source(path) || (!in_source && !in_public)) return {};
   const auto folder = in_source ? first_folder(*in_source) : std::string_view{};
   const auto floor = in_source ? floor_of(kFolderFloors, folder) : floor_of(kHeaderFloors, *in_public);
   if (!floor) return {fmt::format("{}:1: has no floor yet: give it one in tests/repository/rules.cpp", path)};
@@ -196,11 +201,7 @@ Violations check_clock_and_threads(std::string_view path, std::string_view text)
 }
 
 Violations check_licence_line(std::string_view path, std::string_view text) {
-  constexpr std::array<std::string_view, 6> kEndings{".cpp", ".hpp", ".h", ".c", ".cu", ".sh"};
-  const bool source =
-      path == "dev" || path == ".ci/run" ||
-      std::any_of(kEndings.begin(), kEndings.end(), [&](auto end) { return path.ends_with(end); });
-  if (!source) return {};
+  if (!is_source(path) && path != "dev" && path != ".ci/run") return {};
   bool has_line = false;
   for_each_line(text, [&](int number, std::string_view line) {
     if (number <= 2 && (line == "// SPDX-License-Identifier: Apache-2.0" ||
