@@ -399,22 +399,23 @@ bool Cache::enqueue(Object& object, Tier tier) {
 
 void Cache::learn_from_reads() {
   const TimeNs now = backend_.now_ns();
-  counters_.access_samples_lost +=
-      log_.drain([&](Tier served, std::uint32_t index) HARVEST_REQUIRES(control_) {
-        Object& object = table_.at(index);
-        if (!object.linked) return;
-        heat_up(object, now);
-        // A tier hears of what it served and of what the tiers above it passed on; the host, which decides
-        // about whole objects, hears of every read.
-        for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) {
-          if (!has_tier(tier) || (tier == Tier::peer && served == Tier::local)) continue;
-          admission(tier).record(object.key, facts_of(object, tier));
-          if (object.copy(tier).state == CopyState::live) eviction(tier).hit(object.key);
-        }
-        if (served == Tier::local) return;
-        const bool climbs = wish(object, Tier::local);
-        if (!climbs && served == Tier::host) static_cast<void>(wish(object, Tier::peer));
-      });
+  samples_.clear();
+  counters_.access_samples_lost += log_.drain(samples_);
+  for (const auto& [served, index] : samples_) {
+    Object& object = table_.at(index);
+    if (!object.linked) continue;
+    heat_up(object, now);
+    // A tier hears of what it served and of what the tiers above it passed on; the host, which decides
+    // about whole objects, hears of every read.
+    for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) {
+      if (!has_tier(tier) || (tier == Tier::peer && served == Tier::local)) continue;
+      admission(tier).record(object.key, facts_of(object, tier));
+      if (object.copy(tier).state == CopyState::live) eviction(tier).hit(object.key);
+    }
+    if (served == Tier::local) continue;
+    const bool climbs = wish(object, Tier::local);
+    if (!climbs && served == Tier::host) static_cast<void>(wish(object, Tier::peer));
+  }
 }
 
 void Cache::promote_wished() {
