@@ -30,10 +30,10 @@ class SecondHit final : public AdmissionPolicy {
   void record(const Key& key, const ObjectFacts& facts) override {
     if (Seen* seen = table_.find(key)) {
       seen->again = true;
-      history_.renew(*seen);
+      history_.push(*seen);
       return;
     }
-    history_.push_newest(table_.admit(key, facts));
+    history_.push(table_.admit(key, facts));
     trim();
   }
 
@@ -52,18 +52,13 @@ class SecondHit final : public AdmissionPolicy {
   /// The history reaches back over this many times what the tier holds. Chat traffic comes back
   /// after about ten times as much else as a small tier holds; more history admits hardly more.
   static constexpr std::uint64_t kHistoryMultiple = 16;
+  static constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 56U;
 
-  void trim() {
-    while (history_.bytes() / kHistoryMultiple > capacity_bytes_) {
-      Seen& oldest = *history_.oldest();
-      history_.remove(oldest);
-      table_.drop(oldest);
-    }
-  }
+  void trim() { table_.trim(history_, std::min(capacity_bytes_, kMaxBytes) * kHistoryMultiple); }
 
   std::uint64_t capacity_bytes_;
   EntryTable<Seen> table_;
-  EntryList<Seen> history_;  ///< newest: asked for last
+  EntryList<Seen> history_;  ///< by the last time that they were asked for
 };
 
 }  // namespace

@@ -13,45 +13,55 @@
 /// What the policies are made of: entries in one hash table, each on at most one list.
 namespace harvest::policy {
 
+template <typename Entry>
+class EntryList;
+
 struct Nothing {};
 
-/// What a policy remembers of a key, resident or not. `Extra` adds what one policy needs. Entries do
-/// not move in memory while they are in their table.
+/// What a policy remembers of a key. `Extra` adds what one policy needs. Entries do not move in memory
+/// while they are in their table.
 template <typename Extra = Nothing>
 struct Entry : Extra {
   Key key;
   std::uint64_t bytes = 1;  ///< at least 1, so that a bound in bytes also bounds the count
   bool resident = false;    ///< otherwise a ghost: a key that left and is remembered
+  EntryList<Entry>* list = nullptr;
   Entry* newer = nullptr;
   Entry* older = nullptr;
 };
 
-/// A doubly linked list through its entries, newest first. All operations are O(1) but
+/// A doubly linked list through its entries, from newest to oldest. All operations are O(1) but
 /// `oldest_where`, which also pays for the entries that it passes.
 template <typename Entry>
 class EntryList {
  public:
+  EntryList() = default;
+  EntryList(const EntryList&) = delete;  // entries point to it
+  EntryList& operator=(const EntryList&) = delete;
+
   [[nodiscard]] bool empty() const { return oldest_ == nullptr; }
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
   [[nodiscard]] Entry* oldest() const { return oldest_; }
 
-  void push_newest(Entry& entry) {
-    entry.newer = nullptr;
+  /// Makes `entry` the newest here; it leaves the list that it is on, which may be this one.
+  void push(Entry& entry) {
+    unlink(entry);
+    entry.list = this;
     entry.older = newest_;
     (newest_ == nullptr ? oldest_ : newest_->newer) = &entry;
     newest_ = &entry;
     bytes_ += entry.bytes;
   }
 
-  void remove(Entry& entry) {
-    (entry.newer == nullptr ? newest_ : entry.newer->older) = entry.older;
-    (entry.older == nullptr ? oldest_ : entry.older->newer) = entry.newer;
-    bytes_ -= entry.bytes;
-  }
-
-  void renew(Entry& entry) {
-    remove(entry);
-    push_newest(entry);
+  /// Takes `entry` off its list, if it is on one.
+  static void unlink(Entry& entry) {
+    if (entry.list == nullptr) return;
+    EntryList& list = *entry.list;
+    (entry.newer == nullptr ? list.newest_ : entry.newer->older) = entry.older;
+    (entry.older == nullptr ? list.oldest_ : entry.older->newer) = entry.newer;
+    list.bytes_ -= entry.bytes;
+    entry.list = nullptr;
+    entry.newer = entry.older = nullptr;
   }
 
   /// The oldest entry whose key `accepts`, or null.
@@ -84,9 +94,11 @@ class EntryTable {
 
   [[nodiscard]] std::size_t residents() const { return residents_; }
 
-  /// The entry of `key`, made if there is none; resident and of the size in `facts` from now on.
+  /// Makes `key` resident, with the size in `facts`. Its entry is on no list afterwards: whoever wants to
+  /// know what the ghost was finds it first.
   Entry& admit(const Key& key, const ObjectFacts& facts) {
     Entry& entry = entries_.try_emplace(key).first->second;
+    EntryList<Entry>::unlink(entry);
     entry.key = key;
     entry.bytes = std::max<std::uint64_t>(facts.bytes, 1);
     entry.resident = true;
@@ -94,20 +106,62 @@ class EntryTable {
     return entry;
   }
 
-  /// The resident becomes a ghost.
-  void retire(Entry& entry) {
+  /// The resident becomes a ghost on `ghosts`.
+  void retire(Entry& entry, EntryList<Entry>& ghosts) {
     entry.resident = false;
     --residents_;
+    ghosts.push(entry);
   }
 
   void drop(Entry& entry) {
+    EntryList<Entry>::unlink(entry);
     if (entry.resident) --residents_;
     entries_.erase(Key{entry.key});
+  }
+
+  /// Forgets the oldest of `list` until it holds at most `bytes`.
+  void trim(const EntryList<Entry>& list, std::uint64_t bytes) {
+    while (list.bytes() > bytes) drop(*list.oldest());
   }
 
  private:
   std::unordered_map<Key, Entry, KeyHash> entries_;
   std::size_t residents_ = 0;
+};
+
+/// The part that policies over such a table share.
+template <typename Extra = Nothing>
+class TablePolicy : public EvictionPolicy {
+ public:
+  explicit TablePolicy(std::uint64_t capacity_bytes) : capacity_bytes_(std::min(capacity_bytes, kMaxBytes)) {}
+
+  void set_capacity(std::uint64_t capacity_bytes) final {
+    const std::uint64_t before_bytes = capacity_bytes_;
+    capacity_bytes_ = std::min(capacity_bytes, kMaxBytes);
+    capacity_changed(before_bytes);
+  }
+
+  void erase(const Key& key) final {
+    if (Item* item = table_.find(key); item != nullptr && item->resident) remove(*item);
+  }
+
+  [[nodiscard]] bool contains(const Key& key) const final { return table_.contains_resident(key); }
+  [[nodiscard]] std::size_t size() const final { return table_.residents(); }
+
+ protected:
+  using Item = Entry<Extra>;
+  using List = EntryList<Item>;
+
+  virtual void capacity_changed(std::uint64_t /*before_bytes*/) {}
+
+  /// Forgets a resident altogether.
+  virtual void remove(Item& item) { table_.drop(item); }
+
+  /// No multiple of a capacity that a policy computes overflows.
+  static constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 56U;
+
+  std::uint64_t capacity_bytes_;
+  EntryTable<Item> table_;
 };
 
 }  // namespace harvest::policy

@@ -10,12 +10,27 @@
 /// One maker for each policy. People choose by name: see registry.cpp.
 namespace harvest::policy {
 
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_adaptive_2q(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_arc(std::uint64_t capacity_bytes);
 [[nodiscard]] std::unique_ptr<EvictionPolicy> make_fifo(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_gdsf(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_lfru(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_lfu(std::uint64_t capacity_bytes);
 [[nodiscard]] std::unique_ptr<EvictionPolicy> make_lru(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_lru_2(std::uint64_t capacity_bytes);
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_s3_fifo(std::uint64_t capacity_bytes);
 
 [[nodiscard]] std::unique_ptr<AdmissionPolicy> make_always(std::uint64_t capacity_bytes);
 [[nodiscard]] std::unique_ptr<AdmissionPolicy> make_second_hit(std::uint64_t capacity_bytes);
 
 [[nodiscard]] std::unique_ptr<PlacementPolicy> make_best_fit(const PlacementWeights& weights);
+[[nodiscard]] std::unique_ptr<PlacementPolicy> make_fairness(const PlacementWeights& weights);
+[[nodiscard]] std::unique_ptr<PlacementPolicy> make_locality(const PlacementWeights& weights);
+[[nodiscard]] std::unique_ptr<PlacementPolicy> make_stability(const PlacementWeights& weights);
+[[nodiscard]] std::unique_ptr<PlacementPolicy> make_weighted(const PlacementWeights& weights);
+
+/// The offline optimum for objects of one size: the resident whose next use is farthest goes, and an
+/// object whose next use is farther still does not come in. O(log n) an access.
+[[nodiscard]] PolicyRun run_belady(std::span<const Key> accesses, std::uint64_t capacity_objects);
 
 }  // namespace harvest::policy

@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <array>
+#include <cmath>
 
 #include "policy/policies.hpp"
 
@@ -19,8 +20,15 @@ struct Choice {
 
 // The first of each is the default.
 constexpr std::array kEviction{
+    Choice<EvictionPolicy, std::uint64_t>{"adaptive_2q", make_adaptive_2q},
     Choice<EvictionPolicy, std::uint64_t>{"lru", make_lru},
     Choice<EvictionPolicy, std::uint64_t>{"fifo", make_fifo},
+    Choice<EvictionPolicy, std::uint64_t>{"lfu", make_lfu},
+    Choice<EvictionPolicy, std::uint64_t>{"arc", make_arc},
+    Choice<EvictionPolicy, std::uint64_t>{"s3_fifo", make_s3_fifo},
+    Choice<EvictionPolicy, std::uint64_t>{"lru_2", make_lru_2},
+    Choice<EvictionPolicy, std::uint64_t>{"lfru", make_lfru},
+    Choice<EvictionPolicy, std::uint64_t>{"gdsf", make_gdsf},
 };
 
 constexpr std::array kAdmission{
@@ -30,6 +38,10 @@ constexpr std::array kAdmission{
 
 constexpr std::array kPlacement{
     Choice<PlacementPolicy, const PlacementWeights&>{"best_fit", make_best_fit},
+    Choice<PlacementPolicy, const PlacementWeights&>{"locality", make_locality},
+    Choice<PlacementPolicy, const PlacementWeights&>{"fairness", make_fairness},
+    Choice<PlacementPolicy, const PlacementWeights&>{"stability", make_stability},
+    Choice<PlacementPolicy, const PlacementWeights&>{"weighted", make_weighted},
 };
 
 template <std::size_t n, typename Choice>
@@ -78,6 +90,11 @@ Result<std::unique_ptr<AdmissionPolicy>> make_admission_policy(std::string_view 
 
 Result<std::unique_ptr<PlacementPolicy>> make_placement_policy(std::string_view name,
                                                                const PlacementWeights& weights) {
+  for (const double weight : {weights.best_fit, weights.locality, weights.fairness, weights.stability}) {
+    if (!std::isfinite(weight) || weight < 0) {
+      return fail(ErrorCode::invalid_argument, fmt::format("a placement weight of {}; at least 0", weight));
+    }
+  }
   return make("placement", kPlacement, name, weights);
 }
 
