@@ -34,33 +34,33 @@ struct ScheduledFault {
   enum class Kind : std::uint8_t { link_down, link_up, lose_device, tenant_allocate, tenant_free };
   TimeNs at_ns = 0;
   Kind kind = Kind::tenant_allocate;
-  Route route;              ///< of link_down and link_up
+  Route route{};            ///< of link_down and link_up
   DeviceId device = kHost;  ///< of the others
   std::uint64_t bytes = 0;  ///< of the tenant's two
 };
 
 /// All that goes wrong, as data. The same seed and plan give the same faults.
 struct FaultPlan {
-  FaultTrigger refuse_copy;  ///< `copy` answers copy_failed
-  FaultTrigger fail_copy;    ///< a batch fails in flight: its destination is poison, its event `failed`
-  FaultTrigger slow_copy;    ///< a batch runs at 1 / slow_copy_factor of its link's bandwidth
+  FaultTrigger refuse_copy{};  ///< `copy` answers copy_failed
+  FaultTrigger fail_copy{};    ///< a batch fails in flight: its destination is poison, its event `failed`
+  FaultTrigger slow_copy{};    ///< a batch runs at 1 / slow_copy_factor of its link's bandwidth
   double slow_copy_factor = 10;
-  FaultTrigger corrupt_copy;   ///< a batch arrives with other content and says nothing
-  FaultTrigger fail_map;       ///< map_segment on a GPU answers out_of_memory
-  FaultTrigger fail_host_map;  ///< map_segment or register_host of host memory does
-  FaultTrigger late_event;     ///< an event completes late_event_ns after its work
+  FaultTrigger corrupt_copy{};   ///< a batch arrives with other content and says nothing
+  FaultTrigger fail_map{};       ///< map_segment on a GPU answers out_of_memory
+  FaultTrigger fail_host_map{};  ///< map_segment or register_host of host memory does
+  FaultTrigger late_event{};     ///< an event completes late_event_ns after its work
   TimeNs late_event_ns = 1'000'000;
-  FaultTrigger slow_query;  ///< query_memory takes slow_query_ns
+  FaultTrigger slow_query{};  ///< query_memory takes slow_query_ns
   TimeNs slow_query_ns = 8'000'000;
   TimeNs stale_free_ns = 0;  ///< query_memory may answer with a sample up to this old
-  std::vector<ScheduledFault> schedule;
+  std::vector<ScheduledFault> schedule{};
 };
 
 struct SimulationOptions {
   SimulatedBytes bytes = SimulatedBytes::real;
   SimulatedTime time = SimulatedTime::virtual_time;
   std::uint64_t seed = 1;
-  FaultPlan faults;
+  FaultPlan faults{};
 };
 
 /// What happened so far.
