@@ -108,8 +108,12 @@ void Cache::hear_of_fetches() {
 bool Cache::idle() const {
   const bool reclaiming = std::any_of(reclaims_.begin(), reclaims_.end(),
                                       [](const Reclaim& reclaim) { return !reclaim.report.finished; });
-  return fills_.empty() && leaving_.empty() && pending_.empty() && settling_.empty() && !reclaiming &&
-         wishes_.empty();
+  const auto drains = [](const memory::Pool* pool) { return pool != nullptr && pool->draining_bytes() != 0; };
+  const bool draining =
+      drains(local_.get()) || drains(host_.get()) ||
+      std::any_of(peers_.begin(), peers_.end(), [&](const Peer& peer) { return drains(peer.pool.get()); });
+  return fills_.empty() && leaving_.empty() && pending_.empty() && settling_.empty() && wishes_.empty() &&
+         !reclaiming && !draining;
 }
 
 /// Until `done` says so under the lock, or the deadline: work, and let time pass. Events are only looked

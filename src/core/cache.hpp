@@ -221,6 +221,7 @@ class Cache {
   void free_slot(Object& object, Tier tier, std::vector<EventId> events) HARVEST_REQUIRES(control_);
   void wait_for_slot(StreamId stream, const Place& place) HARVEST_REQUIRES(control_);
   void reveal(Object& object, Tier tier) HARVEST_REQUIRES(control_);
+  [[nodiscard]] static bool is_ranked(const Object& object, Tier tier);
   void enter_policy(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   void drop_copy(Object& object, Tier tier, DropReason reason) HARVEST_REQUIRES(control_);
   bool finish_leaving(Object& object, Tier tier) HARVEST_REQUIRES(control_);

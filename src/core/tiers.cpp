@@ -190,9 +190,14 @@ void Cache::reveal(Object& object, Tier tier) {
   if (pending) pending_.push_back({&object, object.generation.load(std::memory_order_relaxed), tier});
 }
 
+/// Policies rank what may go: every copy on the consumer and on peers, on the host evictable objects only.
+bool Cache::is_ranked(const Object& object, Tier tier) {
+  const Copy& copy = object.copy(tier);
+  return copy.state == CopyState::live && copy.has_slot && (tier != Tier::host || object.evictable);
+}
+
 void Cache::enter_policy(Object& object, Tier tier) {
-  if (tier == Tier::host && !(object.evictable && object.copy(tier).has_slot)) return;
-  eviction(tier).insert(object.key, facts_of(object, tier));
+  if (is_ranked(object, tier)) eviction(tier).insert(object.key, facts_of(object, tier));
 }
 
 bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place place,
@@ -410,7 +415,7 @@ void Cache::learn_from_reads() {
     for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) {
       if (!has_tier(tier) || (tier == Tier::peer && served == Tier::local)) continue;
       admission(tier).record(object.key, facts_of(object, tier));
-      if (object.copy(tier).state == CopyState::live) eviction(tier).hit(object.key);
+      if (is_ranked(object, tier)) eviction(tier).hit(object.key);
     }
     if (served == Tier::local) continue;
     const bool climbs = wish(object, Tier::local);

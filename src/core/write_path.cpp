@@ -90,8 +90,7 @@ Result<Generation> Cache::put_on_stream(const Key& key, const void* source, std:
     if (object->copy(tier).has_bytes()) reveal(*object, tier);
   table_.link(*object);
   if (old != nullptr) retire(*old, DropReason::replaced);
-  for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
-    if (object->copy(tier).state == CopyState::live) enter_policy(*object, tier);
+  for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) enter_policy(*object, tier);
   if (options.source_device == kHost && !wish(*object, Tier::local))
     static_cast<void>(wish(*object, Tier::peer));
   return next_generation_++;
