@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "policy/entry_table.hpp"
+#include "policy/clock.hpp"
 #include "policy/policies.hpp"
 
 namespace harvest::policy {
 namespace {
 
-/// The default. Objects seen once are on probation, objects seen again are protected; each part is LRU.
-/// One long history of keys that left remembers that they were seen, so that an object whose reuse
-/// comes long after its eviction still enters as protected. That is 2Q with its memory made longer, and
-/// it serves a small cache, through which most traffic runs once and never again.
+/// The default. Objects seen once are on probation, a queue; objects seen again are protected, and go round
+/// a CLOCK whose entries keep what is hit often. A long history of keys that left remembers that they were
+/// seen, so that an object whose reuse comes long after its eviction still enters as protected. That is
+/// 2Q (Johnson and Shasha, VLDB 1994) with a longer memory, and it serves a small cache, through which
+/// most traffic runs once and never again.
 ///
 /// A large cache wants the opposite, plain recency, and the boundary between the parts decides which
 /// of the two it gets. The boundary follows the traffic: a miss on a key that left the end of
 /// probation a short while ago would have been a hit had probation been a little larger, so probation
 /// grows; such a miss on a key that left the protected part shrinks it. Both ends are watched over
 /// windows of one size, so the boundary comes to rest where a little more room is worth the same on
-/// either side. ARC moves by all its ghosts, however long ago they left; that tells of room which neither
-/// part could ever be given, and it is why ARC lets probation grow in a small cache.
-class Adaptive2Q final : public TablePolicy<> {
+/// either side. (ARC moves by all its ghosts, however long ago they left, and so by hits that no boundary
+/// could have brought.)
+class Adaptive2Q final : public TablePolicy<Rounds> {
  public:
   explicit Adaptive2Q(std::uint64_t capacity_bytes)
       : TablePolicy(capacity_bytes), probation_target_bytes_(share_of_capacity(kInitialShare)) {}
@@ -28,15 +29,25 @@ class Adaptive2Q final : public TablePolicy<> {
     const Item* ghost = table_.find(key);
     const bool seen_before = ghost != nullptr;
     if (seen_before) adapt(*ghost);
-    (seen_before ? protected_ : probation_).push(table_.admit(key, facts));
+    Item& item = table_.admit(key, facts);
+    item.rounds = 0;
+    (seen_before ? protected_ : probation_).push(item);
   }
 
-  void hit(const Key& key) override { protected_.push(*table_.find(key)); }
+  void hit(const Key& key) override {
+    Item& item = *table_.find(key);
+    if (item.list == &protected_) {
+      item.count_hit();
+    } else {
+      protected_.push(item);
+    }
+  }
 
   std::optional<Key> evict(const Key&, const ObjectFacts&, const Evictable& evictable) override {
     const bool shrink_probation = probation_.bytes() > 0 && probation_.bytes() >= probation_target_bytes_;
-    Item* victim = (shrink_probation ? probation_ : protected_).oldest_where(evictable);
-    if (victim == nullptr) victim = (shrink_probation ? protected_ : probation_).oldest_where(evictable);
+    Item* victim = shrink_probation ? probation_.oldest_where(evictable) : nullptr;
+    if (victim == nullptr) victim = clock_victim(protected_, evictable);
+    if (victim == nullptr) victim = probation_.oldest_where(evictable);
     if (victim == nullptr) return std::nullopt;
     const Key key = victim->key;
     table_.retire(*victim, victim->list == &probation_ ? left_probation_ : left_protected_);

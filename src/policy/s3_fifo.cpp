@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "policy/entry_table.hpp"
+#include "policy/clock.hpp"
 #include "policy/policies.hpp"
 
 namespace harvest::policy {
 namespace {
 
-struct Hits {
-  std::uint8_t hits = 0;  ///< since it came into its queue, at most 3
-};
-
 /// Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023). Newcomers pass through a
 /// small queue, a tenth of the room. Those that were hit there go on to the main queue, as does what
 /// comes back while its ghost is remembered; in the main queue each hit buys one more round.
-class S3Fifo final : public TablePolicy<Hits> {
+class S3Fifo final : public TablePolicy<Rounds> {
  public:
   using TablePolicy::TablePolicy;
 
@@ -21,14 +17,11 @@ class S3Fifo final : public TablePolicy<Hits> {
   void insert(const Key& key, const ObjectFacts& facts) override {
     const bool seen_before = table_.find(key) != nullptr;
     Item& item = table_.admit(key, facts);
-    item.hits = 0;
+    item.rounds = 0;
     (seen_before ? main_ : small_).push(item);
   }
 
-  void hit(const Key& key) override {
-    Item& item = *table_.find(key);
-    if (item.hits < kMaxHits) ++item.hits;
-  }
+  void hit(const Key& key) override { table_.find(key)->count_hit(); }
 
   std::optional<Key> evict(const Key&, const ObjectFacts&, const Evictable& evictable) override {
     if (small_.bytes() >= small_bytes()) {
@@ -39,7 +32,6 @@ class S3Fifo final : public TablePolicy<Hits> {
   }
 
  private:
-  static constexpr std::uint8_t kMaxHits = 3;
   static constexpr std::uint8_t kHitsToStay = 2;
 
   void capacity_changed(std::uint64_t) override { table_.trim(ghosts_, ghost_bytes()); }
@@ -51,8 +43,8 @@ class S3Fifo final : public TablePolicy<Hits> {
     for (Item* item = small_.oldest(); item != nullptr;) {
       Item& candidate = *item;
       item = item->newer;
-      if (candidate.hits >= kHitsToStay) {
-        candidate.hits = 0;
+      if (candidate.rounds >= kHitsToStay) {
+        candidate.rounds = 0;
         main_.push(candidate);
       } else if (evictable(candidate.key)) {
         const Key key = candidate.key;
@@ -64,24 +56,12 @@ class S3Fifo final : public TablePolicy<Hits> {
     return std::nullopt;
   }
 
-  /// Ends: each turn of the loop either passes an item that stays where it is or takes a hit from one.
   std::optional<Key> evict_main(const Evictable& evictable) {
-    for (Item* item = main_.oldest(); item != nullptr;) {
-      Item& candidate = *item;
-      if (!evictable(candidate.key)) {
-        item = candidate.newer;
-      } else if (candidate.hits > 0) {
-        --candidate.hits;
-        // The only item, or the newest, comes up again at once.
-        item = candidate.newer == nullptr ? &candidate : candidate.newer;
-        main_.push(candidate);
-      } else {
-        const Key key = candidate.key;
-        table_.drop(candidate);
-        return key;
-      }
-    }
-    return std::nullopt;
+    Item* victim = clock_victim(main_, evictable);
+    if (victim == nullptr) return std::nullopt;
+    const Key key = victim->key;
+    table_.drop(*victim);
+    return key;
   }
 
   List small_;
