@@ -35,7 +35,7 @@ class Adaptive2Q final : public TablePolicy<Rounds> {
   }
 
   void hit(const Key& key) override {
-    Item& item = *table_.find(key);
+    Item& item = table_.resident(key);
     if (item.list == &protected_) {
       item.count_hit();
     } else {

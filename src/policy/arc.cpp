@@ -26,7 +26,7 @@ class Arc final : public TablePolicy<Adapted> {
     trim_ghosts();
   }
 
-  void hit(const Key& key) override { frequent_.push(*table_.find(key)); }
+  void hit(const Key& key) override { frequent_.push(table_.resident(key)); }
 
   std::optional<Key> evict(const Key& incoming, const ObjectFacts&, const Evictable& evictable) override {
     Item* ghost = table_.find(incoming);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <unordered_map>
 
+#include "base/assert.hpp"
 #include "base/key_hash.hpp"
 
 /// What the policies are made of: entries in one hash table, each on at most one list.
@@ -87,6 +88,12 @@ class EntryTable {
     return found == entries_.end() ? nullptr : &found->second;
   }
 
+  [[nodiscard]] Entry& resident(const Key& key) {
+    Entry* entry = find(key);
+    HARVEST_ASSERT(entry != nullptr && entry->resident, "a hit on a key that is not resident");
+    return *entry;
+  }
+
   [[nodiscard]] bool contains_resident(const Key& key) const {
     const auto found = entries_.find(key);
     return found != entries_.end() && found->second.resident;
@@ -98,6 +105,7 @@ class EntryTable {
   /// know what the ghost was finds it first.
   Entry& admit(const Key& key, const ObjectFacts& facts) {
     Entry& entry = entries_.try_emplace(key).first->second;
+    HARVEST_ASSERT(!entry.resident, "a key was inserted twice");
     EntryList<Entry>::unlink(entry);
     entry.key = key;
     entry.bytes = std::max<std::uint64_t>(facts.bytes, 1);

@@ -16,7 +16,7 @@ class QueuePolicy final : public TablePolicy<> {
   void insert(const Key& key, const ObjectFacts& facts) override { queue_.push(table_.admit(key, facts)); }
 
   void hit(const Key& key) override {
-    if (hit_renews_) queue_.push(*table_.find(key));
+    if (hit_renews_) queue_.push(table_.resident(key));
   }
 
   std::optional<Key> evict(const Key&, const ObjectFacts&, const Evictable& evictable) override {

@@ -26,7 +26,7 @@ class Lfru final : public TablePolicy<Popularity> {
   }
 
   void hit(const Key& key) override {
-    Item& item = *table_.find(key);
+    Item& item = table_.resident(key);
     ++item.hits;
     if (item.list == nullptr) ranking_.remove(item);
     privileged_.push(item);

@@ -30,7 +30,7 @@ class AgedFrequency final : public TablePolicy<Worth> {
   }
 
   void hit(const Key& key) override {
-    Item& item = *table_.find(key);
+    Item& item = table_.resident(key);
     ++item.hits;
     ranking_.move(item, rank_of(item));
   }

@@ -21,7 +21,7 @@ class Lru2 final : public TablePolicy<Ranked> {
   }
 
   void hit(const Key& key) override {
-    Item& item = *table_.find(key);
+    Item& item = table_.resident(key);
     ranking_.move(item, {static_cast<double>(item.rank.access), ++accesses_});
   }
 

@@ -21,7 +21,7 @@ class S3Fifo final : public TablePolicy<Rounds> {
     (seen_before ? main_ : small_).push(item);
   }
 
-  void hit(const Key& key) override { table_.find(key)->count_hit(); }
+  void hit(const Key& key) override { table_.resident(key).count_hit(); }
 
   std::optional<Key> evict(const Key&, const ObjectFacts&, const Evictable& evictable) override {
     if (small_.bytes() >= small_bytes()) {

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+#include <zlib.h>
+#include <harvest/trace.hpp>
+
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <utility>
+
+namespace harvest {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr const char* kTwoRequests =
+    R"({"timestamp": 0, "input_length": 900, "output_length": 52, "hash_ids": [0, 1]})"
+    "\n"
+    R"({"hash_ids": [0, 18446744073709551615], "timestamp": 3000, "output_length": 0, "input_length": 7, "x": {}})"
+    "\n";
+
+class TraceFile : public testing::Test {
+ protected:
+  TraceFile()
+      : folder_(std::filesystem::temp_directory_path() /
+                ("harvest_trace_test_" + std::to_string(getpid()) + "_" +
+                 testing::UnitTest::GetInstance()->current_test_info()->name())) {
+    std::filesystem::create_directories(folder_);
+  }
+  ~TraceFile() override { std::filesystem::remove_all(folder_); }
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+
+  std::string write(const std::string& name, const std::string& content) const {
+    std::ofstream(path(name), std::ios::binary) << content;
+    return path(name);
+  }
+
+  std::string gzipped(const std::string& content) const {
+    const gzFile file = gzopen(path("packed").c_str(), "wb");
+    EXPECT_EQ(gzwrite(file, content.data(), static_cast<unsigned>(content.size())),
+              static_cast<int>(content.size()));
+    EXPECT_EQ(gzclose(file), Z_OK);
+    std::ifstream stream(path("packed"), std::ios::binary);
+    return {std::istreambuf_iterator<char>(stream), {}};
+  }
+
+  /// The message of the error that reading a file of `content` gives; it must be `malformed`.
+  std::string complaint(const std::string& content) const {
+    const auto trace = read_mooncake_trace(write("trace", content));
+    if (trace) return "no error";
+    EXPECT_EQ(trace.error().code, ErrorCode::malformed);
+    return trace.error().message;
+  }
+
+ private:
+  std::filesystem::path folder_;
+};
+
+TEST_F(TraceFile, IsReadPlainOrGzipped) {
+  const std::string without_last_newline(kTwoRequests, std::char_traits<char>::length(kTwoRequests) - 1);
+  for (const std::string& content : {std::string(kTwoRequests), without_last_newline, gzipped(kTwoRequests),
+                                     "\r\n  \n" + std::string(kTwoRequests) + "\n"}) {
+    const auto trace = read_mooncake_trace(write("trace", content));
+    ASSERT_TRUE(trace) << trace.error().message;
+    ASSERT_EQ(trace->requests.size(), 2U);
+    const TraceRequest& first = trace->requests[0];
+    EXPECT_EQ(first.arrival_ns, 0);
+    EXPECT_EQ(first.input_tokens, 900U);
+    EXPECT_EQ(first.output_tokens, 52U);
+    EXPECT_THAT(first.block_ids, ElementsAre(0U, 1U));
+    EXPECT_EQ(trace->requests[1].arrival_ns, 3'000'000'000);
+    EXPECT_THAT(trace->block_accesses(), ElementsAre(Key(0), Key(1), Key(0), Key(~std::uint64_t{0})));
+  }
+}
+
+TEST_F(TraceFile, MayHaveLinesOfAnyLength) {
+  std::string content = R"({"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": [7)";
+  for (int i = 0; i < 100'000; ++i) content += ", " + std::to_string(i);  // several buffers long
+  const auto trace = read_mooncake_trace(write("trace", content + "]}\n" + content + "]}"));
+  ASSERT_TRUE(trace) << trace.error().message;
+  ASSERT_EQ(trace->requests.size(), 2U);
+  EXPECT_EQ(trace->requests[1].block_ids.size(), 100'001U);
+  EXPECT_EQ(trace->requests[1].block_ids.back(), 99'999U);
+}
+
+TEST_F(TraceFile, ThatIsMissingIsNotFound) {
+  const auto trace = read_mooncake_trace(path("absent"));
+  ASSERT_FALSE(trace);
+  EXPECT_EQ(trace.error().code, ErrorCode::not_found);
+  EXPECT_THAT(trace.error().message, HasSubstr(path("absent")));
+}
+
+TEST_F(TraceFile, WithoutRequestsIsMalformed) {
+  EXPECT_THAT(complaint(""), HasSubstr("trace:1: the file ends without a request"));
+  EXPECT_THAT(complaint("\n\n"), HasSubstr("trace:3: the file ends without a request"));
+  EXPECT_THAT(complaint(gzipped("")), HasSubstr("without a request"));
+  const auto folder = read_mooncake_trace(path(""));
+  ASSERT_FALSE(folder);
+  EXPECT_EQ(folder.error().code, ErrorCode::malformed);
+}
+
+TEST_F(TraceFile, NamesTheLineAndWhatIsWrongWithIt) {
+  using Case = std::pair<const char*, const char*>;
+  const std::array cases{
+      Case{"{", "not JSON, at or before column 2 of 1"},
+      Case{"timestamp,input_length", "not JSON"},
+      Case{"\x01\xff", "not JSON"},
+      Case{R"({"timestamp": 3000} x)", "not JSON"},
+      Case{"[1, 2]", "a JSON array, not an object"},
+      Case{R"({"input_length": 1, "output_length": 1, "hash_ids": []})", "no field 'timestamp'"},
+      Case{R"({"timestamp": 3000, "output_length": 1, "hash_ids": []})", "no field 'input_length'"},
+      Case{R"({"timestamp": 3000, "input_length": 1, "hash_ids": []})", "no field 'output_length'"},
+      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": 1})", "no field 'hash_ids'"},
+      Case{R"({"timestamp": -1, "input_length": 1, "output_length": 1, "hash_ids": []})",
+           "'timestamp' has -1"},
+      Case{R"({"timestamp": "3000", "input_length": 1, "output_length": 1, "hash_ids": []})",
+           "'timestamp' has a JSON string"},
+      Case{R"({"timestamp": 1e300, "input_length": 1, "output_length": 1, "hash_ids": []})",
+           "'timestamp' has 1e+300"},
+      Case{R"({"timestamp": 10000000000000000000, "input_length": 1, "output_length": 1, "hash_ids": []})",
+           "'timestamp' is 10000000000000000000; at most 9223372036854"},
+      Case{R"({"timestamp": 3000, "input_length": 1.5, "output_length": 1, "hash_ids": []})",
+           "'input_length' has 1.5"},
+      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": null, "hash_ids": []})",
+           "'output_length' has a JSON null"},
+      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": 1, "hash_ids": 5})",
+           "'hash_ids' is a JSON number, not an array"},
+      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": 1, "hash_ids": [1, -2]})",
+           "'hash_ids' has -2"},
+      Case{R"({"timestamp": 2999, "input_length": 1, "output_length": 1, "hash_ids": []})",
+           "'timestamp' goes back from 3000 to 2999 ms"},
+  };
+  for (const auto& [line, what] : cases) {
+    const std::string message = complaint(std::string(kTwoRequests) + "\n" + line + "\n" + kTwoRequests);
+    EXPECT_THAT(message, HasSubstr(path("trace") + ":4: ")) << line;
+    EXPECT_THAT(message, HasSubstr(what)) << line;
+  }
+}
+
+TEST_F(TraceFile, ThatIsDamagedGzipIsMalformed) {
+  std::string content;
+  for (int i = 0; i < 3000; ++i) {
+    content += R"({"timestamp": )" + std::to_string(i) +
+               R"(, "input_length": 1, "output_length": 1, "hash_ids": [)" + std::to_string(i * 7919 % 1009) +
+               "]}\n";
+  }
+  const std::string whole = gzipped(content);
+  ASSERT_EQ(complaint(whole), "no error");
+  // Cut in the header, in the data and in the checksum at the end.
+  for (const std::size_t length : {std::size_t{5}, whole.size() / 2, whole.size() - 4}) {
+    EXPECT_THAT(complaint(whole.substr(0, length)), HasSubstr("gzip data is truncated")) << length;
+  }
+  std::string wrong_checksum = whole;
+  wrong_checksum[whole.size() - 6] = static_cast<char>(~wrong_checksum[whole.size() - 6]);
+  EXPECT_THAT(complaint(wrong_checksum), HasSubstr("gzip data is damaged"));
+}
+
+TEST(SpreadArrivals, SpreadsAStepAndStopsAtTheNext) {
+  Trace trace;
+  for (const TimeNs arrival_ns : {0, 0, 0, 3000, 3000, 3600, 9000})
+    trace.requests.push_back({arrival_ns, 1, 1, {}});
+  spread_arrivals(trace, 3000);
+  std::vector<TimeNs> arrivals_ns;
+  for (const TraceRequest& request : trace.requests) arrivals_ns.push_back(request.arrival_ns);
+  EXPECT_THAT(arrivals_ns, ElementsAre(0, 1000, 2000, 3000, 3300, 3600, 9000));
+}
+
+TEST(SpreadArrivals, KeepsTheOrderWhateverTheTimes) {
+  Trace trace;
+  spread_arrivals(trace);
+  EXPECT_THAT(trace.requests, IsEmpty());
+  for (int i = 0; i < 7; ++i) trace.requests.push_back({5, 1, 1, {}});
+  for (int i = 0; i < 3; ++i) trace.requests.push_back({kNever - 1, 1, 1, {}});
+  spread_arrivals(trace, 3);  // fewer ns than requests
+  for (std::size_t i = 1; i < trace.requests.size(); ++i) {
+    EXPECT_LE(trace.requests[i - 1].arrival_ns, trace.requests[i].arrival_ns);
+  }
+  EXPECT_EQ(trace.requests[6].arrival_ns, 5 + 2);
+}
+
+}  // namespace
+}  // namespace harvest

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+#include <harvest/policy.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <random>
+#include <vector>
+
+namespace harvest {
+namespace {
+
+std::vector<Key> keys(std::initializer_list<std::uint64_t> numbers) {
+  return {numbers.begin(), numbers.end()};
+}
+
+TEST(SimulatePolicy, CountsHits) {
+  const auto accesses = keys({1, 2, 1, 3, 1, 2, 2});
+  EXPECT_EQ(simulate_policy("fifo", accesses, 2).value().hits, 2U);
+  EXPECT_EQ(simulate_policy("lru", accesses, 2).value().hits, 3U);
+  EXPECT_EQ(simulate_policy("belady", accesses, 2).value().hits, 4U);
+  for (const std::string_view name : eviction_policy_names()) {
+    const PolicyRun run = simulate_policy(name, accesses, 10).value();
+    EXPECT_EQ(run.accesses, accesses.size());
+    EXPECT_EQ(run.hits, 4U) << name << " misses though everything fits";
+  }
+  EXPECT_EQ(simulate_policy("lru", {}, 2).value().hit_ratio(), 0.0);
+}
+
+TEST(SimulatePolicy, NamesWhatIsWrong) {
+  const auto no_room = simulate_policy("lru", {}, 0);
+  ASSERT_FALSE(no_room);
+  EXPECT_EQ(no_room.error().code, ErrorCode::invalid_argument);
+  const auto unknown = simulate_policy("belad", {}, 1);
+  ASSERT_FALSE(unknown);
+  EXPECT_EQ(unknown.error().code, ErrorCode::not_found);
+  EXPECT_NE(unknown.error().message.find("belady"), std::string::npos);
+}
+
+/// Streams that the default was not tuned on. It may lose a little to LRU, nowhere much.
+class DefaultPolicy : public testing::Test {
+ protected:
+  static constexpr int kAccesses = 60'000;
+
+  void expect_not_below_lru(const std::function<std::uint64_t(int)>& key_of, std::string_view stream) {
+    std::vector<Key> accesses;
+    for (int i = 0; i < kAccesses; ++i) accesses.emplace_back(key_of(i));
+    for (const std::uint64_t capacity : {10, 100, 1000, 2500}) {
+      const double mine = simulate_policy(eviction_policy_names().front(), accesses, capacity)->hit_ratio();
+      const double lru = simulate_policy("lru", accesses, capacity)->hit_ratio();
+      EXPECT_GT(mine, lru - 0.015) << stream << " with room for " << capacity;
+    }
+  }
+
+  /// A number below `limit`, small ones more often: about 1 / number.
+  std::uint64_t skewed(double limit) {
+    return static_cast<std::uint64_t>(std::pow(limit, uniform_(random_))) - 1;
+  }
+
+  double uniform() { return uniform_(random_); }
+
+ private:
+  std::mt19937_64 random_{42};
+  std::uniform_real_distribution<double> uniform_{0, 1};
+};
+
+TEST_F(DefaultPolicy, IsNowhereFarBelowLru) {
+  expect_not_below_lru([&](int) { return skewed(20'000); }, "skewed");
+  expect_not_below_lru(
+      [&](int i) { return i % 2 == 0 ? skewed(20'000) : 1'000'000 + static_cast<std::uint64_t>(i); },
+      "skewed with a scan");
+  expect_not_below_lru(
+      [&](int i) { return static_cast<std::uint64_t>(i / 100 + uniform() * uniform() * 1500); },
+      "a working set that moves");
+  expect_not_below_lru(
+      [&](int i) { return static_cast<std::uint64_t>(i / 10'000) * 50'000 + skewed(20'000); },
+      "a popularity that changes");
+  expect_not_below_lru([&](int) { return static_cast<std::uint64_t>(uniform() * 5000); }, "uniform");
+}
+
+TEST_F(DefaultPolicy, KeepsWhatIsReadAgainThroughAScan) {
+  // One of ten accesses goes to 30 hot keys; between two reads of one of them 300 others pass.
+  std::vector<Key> accesses;
+  for (std::uint64_t i = 0; i < kAccesses; ++i) accesses.emplace_back(i % 10 == 0 ? i / 10 % 30 : 1'000 + i);
+  EXPECT_EQ(simulate_policy("lru", accesses, 100)->hits, 0U);
+  EXPECT_GT(simulate_policy(eviction_policy_names().front(), accesses, 100)->hit_ratio(), 0.09);
+}
+
+}  // namespace
+}  // namespace harvest
