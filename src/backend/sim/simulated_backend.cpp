@@ -115,7 +115,6 @@ class Simulation final : public SimulatedBackend {
   Memory memory_;
   Effects effects_;
   FaultInjector faults_;
-  std::unique_ptr<Engine> engine_;
 
   /// A device's free count as it was when it was last looked at; what a stale answer gives.
   struct Sample {
@@ -127,6 +126,8 @@ class Simulation final : public SimulatedBackend {
 
   std::atomic<std::uint64_t> copy_batches_{0}, copies_{0}, refused_copies_{0};
   std::atomic<std::uint64_t> mapped_{0}, unmapped_{0}, tenant_allocations_{0}, tenant_failures_{0};
+
+  std::unique_ptr<Engine> engine_;  ///< last: its threads use all of the above
 };
 
 std::uint64_t bits(DeviceId device) {
@@ -147,7 +148,8 @@ Simulation::Simulation(Machine machine, SimulationOptions options)
   for (const MachineDevice& device : machine_.devices) devices_.push_back(device.info);
   for (const MachineLink& link : machine_.links) links_.push_back(link.info);
   EngineSetup setup{fabric_, effects_, [this](const ScheduledFault& fault) { apply(fault); }, options.seed};
-  engine_ = make_virtual_engine(std::move(setup));
+  engine_ =
+      info_.virtual_time ? make_virtual_engine(std::move(setup)) : make_threaded_engine(std::move(setup));
   engine_->set_schedule(std::move(options.faults.schedule));
 }
 
