@@ -35,7 +35,8 @@ class Cache;
 struct Object;
 }  // namespace core
 
-/// How one tier chooses what it keeps. Empty names mean the default for that tier.
+/// How one tier chooses what it keeps. An empty name means the default: eviction
+/// `eviction_policy_names()[0]`, admission `always` for local and host, `second_hit` for peers.
 struct TierPolicy {
   std::string eviction;   ///< one of `eviction_policy_names()`
   std::string admission;  ///< one of `admission_policy_names()`

@@ -108,24 +108,25 @@ Status Cache::make_peers() {
 }
 
 Status Cache::make_policies() {
-  const auto name_or_default = [](const std::string& name, std::span<const std::string_view> names) {
-    return name.empty() ? names.front() : std::string_view(name);
+  const auto name_or = [](const std::string& name, std::string_view otherwise) {
+    return name.empty() ? otherwise : std::string_view(name);
   };
   const std::array<const TierPolicy*, kTiers> chosen{&config_.local_policy, &config_.peer_policy,
                                                      &config_.host_policy};
+  // A peer's memory is lent and its wires are its owner's too: only what is read again is worth a write.
+  constexpr std::array<std::string_view, kTiers> kAdmission{"always", "second_hit", "always"};
   const std::array<std::uint64_t, kTiers> capacity{std::max<std::uint64_t>(1, config_.local_budget_bytes), 1,
                                                    std::max<std::uint64_t>(1, config_.host_budget_bytes)};
   for (std::size_t t = 0; t < kTiers; ++t) {
     auto eviction =
-        make_eviction_policy(name_or_default(chosen[t]->eviction, eviction_policy_names()), capacity[t]);
+        make_eviction_policy(name_or(chosen[t]->eviction, eviction_policy_names().front()), capacity[t]);
     if (!eviction) return tl::unexpected(eviction.error());
-    auto admission =
-        make_admission_policy(name_or_default(chosen[t]->admission, admission_policy_names()), capacity[t]);
+    auto admission = make_admission_policy(name_or(chosen[t]->admission, kAdmission[t]), capacity[t]);
     if (!admission) return tl::unexpected(admission.error());
     eviction_[t] = std::move(*eviction);
     admission_[t] = std::move(*admission);
   }
-  auto placement = make_placement_policy(name_or_default(config_.placement, placement_policy_names()),
+  auto placement = make_placement_policy(name_or(config_.placement, placement_policy_names().front()),
                                          config_.placement_weights);
   if (!placement) return tl::unexpected(placement.error());
   placement_ = std::move(*placement);

@@ -417,9 +417,11 @@ void Cache::learn_from_reads() {
       admission(tier).record(object.key, facts_of(object, tier));
       if (is_ranked(object, tier)) eviction(tier).hit(object.key);
     }
-    if (served == Tier::local) continue;
-    const bool climbs = wish(object, Tier::local);
-    if (!climbs && served == Tier::host) static_cast<void>(wish(object, Tier::peer));
+    // What is hot climbs one tier for each read.
+    if (served == Tier::peer || (served == Tier::host && !has_tier(Tier::peer)))
+      static_cast<void>(wish(object, Tier::local));
+    else if (served == Tier::host)
+      static_cast<void>(wish(object, Tier::peer));
   }
 }
 
