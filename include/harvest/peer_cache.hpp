@@ -92,8 +92,8 @@ struct PeerCacheConfig {
   /// Promotions and spills under way at once; a demand fetch never waits for more than this.
   std::uint64_t background_bytes = 256ULL << 20;
 
-  /// Called by `poll`, `put`, `erase` and `reclaim` after their work, outside of all locks; it may call the
-  /// cache. Never called on the read path.
+  /// Called by `poll`, `put`, `erase`, `settle` and the reclaims after their work, outside of all locks, by
+  /// whichever thread did it, perhaps by two at once; it may call the cache. Never called on the read path.
   std::function<void(const CacheEvent&)> on_event;
 };
 

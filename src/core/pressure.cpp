@@ -76,6 +76,11 @@ void Cache::shrink_to_allowed(Peer& peer) {
 
 std::uint64_t Cache::growable_bytes(const Peer& peer, TimeNs now_ns) const {
   if (!in_service(peer, now_ns) || now_ns < peer.no_growth_before_ns) return 0;
+  // What an owner waits for is not taken anew meanwhile.
+  const bool owner_waits = std::any_of(reclaims_.begin(), reclaims_.end(), [&](const Reclaim& reclaim) {
+    return !reclaim.report.finished && reclaim.report.device == peer.device;
+  });
+  if (owner_waits) return 0;
   // A budget is the caller's own limit: only what the device has left needs the margin.
   const std::uint64_t by_device =
       peer.sampled.free_bytes > peer.reserve_bytes + config_.pressure.hysteresis_bytes

@@ -100,8 +100,10 @@ std::optional<Cache::Place> Cache::evict_for(Tier tier, Object& object) {
     const Object* candidate = table_.find(key);
     if (candidate == nullptr || !evictable(*candidate, tier)) return false;
     const Copy& copy = candidate->copy(tier);
-    const memory::Pool* pool = pool_of(tier, copy.device);
-    return !pool->segments()[copy.slot.segment].fenced && pool->config().budget_bytes >= bytes;
+    // Room on a peer that is out of service, or in a segment that goes back, is of no use.
+    const Peer* peer = tier == Tier::peer ? find_peer(copy.device) : nullptr;
+    if (peer != nullptr && !in_service(*peer, backend_.now_ns())) return false;
+    return !in_fenced_segment(copy, tier) && pool_of(tier, copy.device)->config().budget_bytes >= bytes;
   };
   for (int i = 0; i < kMostEvictions; ++i) {
     const auto victim = eviction(tier).evict(object.key, facts_of(object, tier), may_go);
