@@ -28,8 +28,10 @@ struct ObjectFacts {
 /// Ranks the residents of one tier and names the one to evict.
 ///
 /// The caller tells of each `insert`, `hit` and `erase`, and asks `evict` when it needs room for an
-/// incoming object. A policy keeps what history it needs of keys that left (a ghost), bounded by a
-/// small multiple of `capacity_bytes`. The same calls give the same answers.
+/// incoming object. A policy keeps what history it needs of keys that were evicted (ghosts): a name and a
+/// size each, for objects of at most 8 times `capacity_bytes` together. The same calls give the same
+/// answers. Cost: O(1) or O(log n) a call, 0.1 to 0.5 us with its cache misses; `evict` also asks about each
+/// resident that comes before the victim and may not go.
 class EvictionPolicy {
  public:
   /// True if a resident may be evicted now (it is not leased, not being copied).
@@ -48,10 +50,11 @@ class EvictionPolicy {
   /// `key` is now resident. Requires: it was not.
   virtual void insert(const Key& key, const ObjectFacts& facts) = 0;
 
-  /// `key`, a resident, was read.
+  /// `key` was read. Requires: it is resident.
   virtual void hit(const Key& key) = 0;
 
-  /// `key` left for a reason that is not this policy's (erased, revoked). No-op if it is not resident.
+  /// `key` left for a reason that is not this policy's (erased, revoked) and is forgotten. No-op if it is
+  /// not resident.
   virtual void erase(const Key& key) = 0;
 
   /// Chooses the resident that goes so that `incoming` can come, removes it from the residents and
@@ -87,13 +90,13 @@ class AdmissionPolicy {
 /// What placement may know of a peer when an object looks for one.
 struct PeerSnapshot {
   DeviceId device = kHost;
-  std::uint64_t free_slot_bytes = 0;   ///< room in segments that are mapped already
-  std::uint64_t growable_bytes = 0;    ///< what may still be mapped there, reserve and budget respected
-  std::uint64_t used_bytes = 0;        ///< ours, in use
-  std::uint64_t tenant_used_bytes = 0; ///< of those, the asking tenant's
-  double fetch_ns = 0;                 ///< expected time to fetch the object from there, alone
-  double load = 0;                     ///< share of the path's bandwidth in use lately, 0..1
-  double stable_ns = 0;                ///< how long its memory has been ours without a shrink
+  std::uint64_t free_slot_bytes = 0;    ///< room in segments that are mapped already
+  std::uint64_t growable_bytes = 0;     ///< what may still be mapped there, reserve and budget respected
+  std::uint64_t used_bytes = 0;         ///< ours, in use
+  std::uint64_t tenant_used_bytes = 0;  ///< of those, the asking tenant's
+  double fetch_ns = 0;                  ///< expected time to fetch the object from there, alone
+  double load = 0;                      ///< share of the path's bandwidth in use lately, 0..1
+  double stable_ns = 0;                 ///< how long its memory has been ours without a shrink
 };
 
 struct PlacementRequest {
@@ -129,7 +132,8 @@ struct PlacementWeights {
 [[nodiscard]] std::span<const std::string_view> admission_policy_names();
 [[nodiscard]] std::span<const std::string_view> placement_policy_names();
 
-/// Errors: not_found, with the list of known names in the message.
+/// Errors: not_found, with the list of known names in the message; invalid_argument for a weight that is
+/// negative or not finite.
 [[nodiscard]] Result<std::unique_ptr<EvictionPolicy>> make_eviction_policy(std::string_view name,
                                                                            std::uint64_t capacity_bytes);
 [[nodiscard]] Result<std::unique_ptr<AdmissionPolicy>> make_admission_policy(std::string_view name,
@@ -141,12 +145,14 @@ struct PlacementWeights {
 struct PolicyRun {
   std::uint64_t accesses = 0;
   std::uint64_t hits = 0;
-  [[nodiscard]] double hit_ratio() const { return accesses == 0 ? 0.0 : static_cast<double>(hits) / static_cast<double>(accesses); }
+  [[nodiscard]] double hit_ratio() const {
+    return accesses == 0 ? 0.0 : static_cast<double>(hits) / static_cast<double>(accesses);
+  }
 };
 
 /// Replays `accesses` through policy `name` (one of `eviction_policy_names()`, or `belady`: the offline
 /// optimum with bypass) with room for `capacity_objects`. Every access admits unless the policy
-/// bypasses. Cost: about 100 ns an access. Errors: not_found, invalid_argument (capacity 0).
+/// bypasses. Cost: 0.1 to 0.8 us an access. Errors: not_found, invalid_argument (capacity 0).
 [[nodiscard]] Result<PolicyRun> simulate_policy(std::string_view name, std::span<const Key> accesses,
                                                 std::uint64_t capacity_objects);
 

@@ -28,7 +28,8 @@ class S3Fifo final : public TablePolicy<Rounds> {
       if (const auto key = evict_small(evictable)) return key;
     }
     if (const auto key = evict_main(evictable)) return key;
-    return evict_small(evictable);
+    if (const auto key = evict_small(evictable)) return key;
+    return evict_main(evictable);  // all of the small queue was hit and went there
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <ostream>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,6 +21,8 @@ struct EvictionLaw {
   std::string_view name;
   /// Drives policies that `make` makes; answers how the law was broken, or nothing.
   std::optional<std::string> (*broken_by)(const MakeEviction& make);
+
+  friend void PrintTo(const EvictionLaw& law, std::ostream* out) { *out << law.name; }
 };
 
 [[nodiscard]] std::span<const EvictionLaw> eviction_laws();

@@ -46,7 +46,7 @@ class DefaultPolicy : public testing::Test {
   void expect_not_below_lru(const std::function<std::uint64_t(int)>& key_of, std::string_view stream) {
     std::vector<Key> accesses;
     for (int i = 0; i < kAccesses; ++i) accesses.emplace_back(key_of(i));
-    for (const std::uint64_t capacity : {10, 100, 1000, 2500}) {
+    for (const std::uint64_t capacity : {10U, 100U, 1000U, 2500U}) {
       const double mine = simulate_policy(eviction_policy_names().front(), accesses, capacity)->hit_ratio();
       const double lru = simulate_policy("lru", accesses, capacity)->hit_ratio();
       EXPECT_GT(mine, lru - 0.015) << stream << " with room for " << capacity;
