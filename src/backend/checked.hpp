@@ -93,6 +93,7 @@ class CheckedBackend final : public Backend {
   Segment* segment_at(const std::byte* address, std::uintptr_t* begin = nullptr) HARVEST_REQUIRES(mutex_);
   bool check_place(const std::byte* address, std::uint64_t bytes, DeviceId device, Findings& findings)
       HARVEST_REQUIRES(mutex_);
+  bool has_route(Route route) const;
   bool can_access(DeviceId device, const std::byte* address) HARVEST_REQUIRES(mutex_);
   bool check_copy(const Stream& stream, Route route, const Copy& copy, Findings& findings)
       HARVEST_REQUIRES(mutex_);
