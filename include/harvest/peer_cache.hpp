@@ -38,8 +38,8 @@ struct Object;
 /// How one tier chooses what it keeps. An empty name means the default: eviction
 /// `eviction_policy_names()[0]`, admission `always` for local and host, `second_hit` for peers.
 struct TierPolicy {
-  std::string eviction;   ///< one of `eviction_policy_names()`
-  std::string admission;  ///< one of `admission_policy_names()`
+  std::string eviction{};   ///< one of `eviction_policy_names()`
+  std::string admission{};  ///< one of `admission_policy_names()`
 };
 
 /// How a peer's memory is watched. There is no signal for another process's allocations, so the
@@ -62,16 +62,16 @@ struct CacheEvent {
     settled,  ///< nothing of ours reads the caller's memory of an erased or replaced `external_host` object
   };
   Kind kind = Kind::revoked;
-  Key key;
+  Key key{};
   Generation generation = 0;
   DeviceId device = kHost;
 };
 [[nodiscard]] std::string_view to_string(CacheEvent::Kind kind);
 
 struct PeerCacheConfig {
-  DeviceId consumer = 0;        ///< the GPU that reads
-  std::vector<DeviceId> peers;  ///< whose memory may be used; empty: every usable peer of the consumer
-  bool verify_paths = true;     ///< send a pattern over each path first; a peer whose path fails is not used
+  DeviceId consumer = 0;          ///< the GPU that reads
+  std::vector<DeviceId> peers{};  ///< whose memory may be used; empty: every usable peer of the consumer
+  bool verify_paths = true;  ///< send a pattern over each path first; a peer whose path fails is not used
 
   std::uint64_t local_budget_bytes = 0;          ///< tier `local`: 0 means that the caller owns all buffers
   std::uint64_t peer_budget_bytes = UINT64_MAX;  ///< at most this much on each peer
@@ -82,19 +82,19 @@ struct PeerCacheConfig {
   std::uint64_t host_chunk_bytes = 256ULL << 20;  ///< pinned memory grows by this; at most 1 GiB
   std::uint32_t max_objects = 1U << 18;           ///< 192 bytes each, touched as they are used
 
-  TierPolicy local_policy;
-  TierPolicy peer_policy;
-  TierPolicy host_policy;  ///< for objects put as `evictable`; others are never evicted from host
-  std::string placement;   ///< one of `placement_policy_names()`
-  PlacementWeights placement_weights;
+  TierPolicy local_policy{};
+  TierPolicy peer_policy{};
+  TierPolicy host_policy{};  ///< for objects put as `evictable`; others are never evicted from host
+  std::string placement{};   ///< one of `placement_policy_names()`
+  PlacementWeights placement_weights{};
 
-  PressureConfig pressure;
+  PressureConfig pressure{};
   /// Promotions and spills under way at once; a demand fetch never waits for more than this.
   std::uint64_t background_bytes = 256ULL << 20;
 
   /// Called by `poll`, `put`, `erase`, `settle` and the reclaims after their work, outside of all locks, by
   /// whichever thread did it, perhaps by two at once; it may call the cache. Never called on the read path.
-  std::function<void(const CacheEvent&)> on_event;
+  std::function<void(const CacheEvent&)> on_event{};
 };
 
 struct PutOptions {
@@ -108,7 +108,7 @@ struct PutOptions {
 
 /// One object of a batch. The caller fills the first part, `fetch` the second.
 struct FetchItem {
-  Key key;
+  Key key{};
   void* destination = nullptr;       ///< on the consumer
   std::uint64_t capacity_bytes = 0;  ///< of the destination; at least the object's size
 
