@@ -11,6 +11,7 @@ namespace harvest::test {
 
 struct BrokenBackend {
   const char* fault;
+  const char* law;                                   ///< the one that must notice
   std::unique_ptr<Backend> (*make)(Backend& inner);  ///< `inner` works, and outlives it
 };
 
