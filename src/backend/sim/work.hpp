@@ -16,7 +16,7 @@ struct PlacedCopy {
   Copy copy;
   Range* destination = nullptr;
   Range* source = nullptr;
-  std::uint64_t digest = 0;  ///< of the phantom source when the copy began
+  std::uint64_t digest = 0;  ///< of the source's content when the copy began
 };
 
 /// One piece of a stream's work.
@@ -46,10 +46,10 @@ struct Work {
 /// Forgets what the work was, and keeps its room.
 void reset(Work& work);
 
-/// What work does to memory. A copy reads the front half of its bytes when it begins and the back half
-/// when it ends, and its destination's back half is poison until then: a reader that does not wait, a
-/// writer that does not wait, and a copy of what has not arrived each show up as wrong bytes. Phantom
-/// bytes carry the same by their identity. Thread-safe for distinct work.
+/// What work does to memory. A destination is poison from begin to finish, and gets the source's bytes
+/// only if these were the same at both: so a reader that does not wait, a writer that does not wait,
+/// and a copy of what has not arrived each show up as wrong bytes. Phantom bytes carry the same by
+/// their identity. Thread-safe for distinct work.
 class Effects {
  public:
   /// `contents` is null with real bytes.
