@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <map>
 
@@ -14,7 +13,9 @@ namespace harvest::policy {
 struct Rank {
   double worth = 0;
   std::uint64_t access = 0;  ///< the policy's count of accesses at this entry's last one
-  friend auto operator<=>(const Rank&, const Rank&) = default;
+  friend bool operator<(const Rank& a, const Rank& b) {
+    return a.worth != b.worth ? a.worth < b.worth : a.access < b.access;
+  }
 };
 
 struct Ranked {

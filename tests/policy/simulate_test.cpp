@@ -45,6 +45,7 @@ class DefaultPolicy : public testing::Test {
 
   void expect_not_below_lru(const std::function<std::uint64_t(int)>& key_of, std::string_view stream) {
     std::vector<Key> accesses;
+    accesses.reserve(kAccesses);
     for (int i = 0; i < kAccesses; ++i) accesses.emplace_back(key_of(i));
     for (const std::uint64_t capacity : {10U, 100U, 1000U, 2500U}) {
       const double mine = simulate_policy(eviction_policy_names().front(), accesses, capacity)->hit_ratio();
@@ -71,7 +72,7 @@ TEST_F(DefaultPolicy, IsNowhereFarBelowLru) {
       [&](int i) { return i % 2 == 0 ? skewed(20'000) : 1'000'000 + static_cast<std::uint64_t>(i); },
       "skewed with a scan");
   expect_not_below_lru(
-      [&](int i) { return static_cast<std::uint64_t>(i / 100 + uniform() * uniform() * 1500); },
+      [&](int i) { return static_cast<std::uint64_t>(i * 0.01 + uniform() * uniform() * 1500); },
       "a working set that moves");
   expect_not_below_lru(
       [&](int i) { return static_cast<std::uint64_t>(i / 10'000) * 50'000 + skewed(20'000); },
@@ -82,6 +83,7 @@ TEST_F(DefaultPolicy, IsNowhereFarBelowLru) {
 TEST_F(DefaultPolicy, KeepsWhatIsReadAgainThroughAScan) {
   // One of ten accesses goes to 30 hot keys; between two reads of one of them 300 others pass.
   std::vector<Key> accesses;
+  accesses.reserve(kAccesses);
   for (std::uint64_t i = 0; i < kAccesses; ++i) accesses.emplace_back(i % 10 == 0 ? i / 10 % 30 : 1'000 + i);
   EXPECT_EQ(simulate_policy("lru", accesses, 100)->hits, 0U);
   EXPECT_GT(simulate_policy(eviction_policy_names().front(), accesses, 100)->hit_ratio(), 0.09);
