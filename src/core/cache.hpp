@@ -116,6 +116,11 @@ struct Reader {
     EventId event = EventId::none;
     DeviceId source = kHost;
   };
+  /// For a fetch that waits: how its copies end, and its items that were read behind a write under way.
+  struct Ending {
+    std::vector<Watch> watches;
+    std::vector<const FetchItem*> early;
+  };
 
   Mutex mutex;
   StreamId side HARVEST_GUARDED_BY(mutex) = StreamId::none;  ///< carries host reads beside peer reads
@@ -168,20 +173,23 @@ class Cache {
 
  private:
   // --- read_path.cpp: one batch of at most Reader::kBatch items
-  // Events that tell how copies ended go to `watches`, or to the reader's own for `poll` if that is null.
-  void fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId stream,
-                   std::vector<Reader::Watch>* watches);
-  void resolve(Reader& reader, std::span<FetchItem> items, StreamId stream) HARVEST_REQUIRES(reader.mutex);
-  void submit(Reader& reader, std::span<FetchItem> items, StreamId stream,
-              std::vector<Reader::Watch>* watches) HARVEST_REQUIRES(reader.mutex);
+  // What tells how the copies ended goes to `ending`, or to the reader's own watches for `poll` if that is
+  // null.
+  void fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending);
+  void resolve(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending)
+      HARVEST_REQUIRES(reader.mutex);
+  [[nodiscard]] std::vector<const FetchItem*> read_before_written(const Reader::Ending& ending)
+      HARVEST_EXCLUDES(control_);
+  void submit(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending)
+      HARVEST_REQUIRES(reader.mutex);
   [[nodiscard]] Status submit_group(Reader& reader, std::span<const Reader::Item> group,
-                                    std::span<const FetchItem> items, StreamId stream,
-                                    std::vector<Reader::Watch>* watches) HARVEST_REQUIRES(reader.mutex);
+                                    std::span<const FetchItem> items, StreamId stream, Reader::Ending* ending)
+      HARVEST_REQUIRES(reader.mutex);
   void serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, StreamId stream,
-                            std::vector<Reader::Watch>* watches) HARVEST_REQUIRES(reader.mutex);
+                            Reader::Ending* ending) HARVEST_REQUIRES(reader.mutex);
   [[nodiscard]] StreamId side_stream(Reader& reader, StreamId stream, bool host_beside_others)
       HARVEST_REQUIRES(reader.mutex);
-  void watch(Reader& reader, StreamId stream, DeviceId source, std::vector<Reader::Watch>* watches)
+  void watch(Reader& reader, StreamId stream, DeviceId source, Reader::Ending* ending)
       HARVEST_REQUIRES(reader.mutex);
   [[nodiscard]] Status check_fetch(std::span<const FetchItem> items, StreamId stream) const;
   [[nodiscard]] Reader& reader_of(StreamId stream);
@@ -220,6 +228,7 @@ class Cache {
   void place(Object& object, Tier tier, const Place& place) HARVEST_REQUIRES(control_);
   void free_slot(Object& object, Tier tier, std::vector<EventId> events) HARVEST_REQUIRES(control_);
   void wait_for_slot(StreamId stream, const Place& place) HARVEST_REQUIRES(control_);
+  void release_events(const Place& place) HARVEST_REQUIRES(control_);
   void reveal(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   [[nodiscard]] static bool is_ranked(const Object& object, Tier tier);
   void enter_policy(Object& object, Tier tier) HARVEST_REQUIRES(control_);

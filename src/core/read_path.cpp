@@ -85,13 +85,13 @@ Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
   for (std::size_t i = 0; i < origin.size(); ++i) origin[i] = i;
 
   for (int attempt = 0; attempt < kAttempts && !again.empty(); ++attempt) {
-    std::vector<Reader::Watch> watches;
+    Reader::Ending ending;
     Reader& reader = reader_of(stream);
     for (std::size_t begin = 0; begin < again.size(); begin += Reader::kBatch)
       fetch_batch(reader, std::span(again).subspan(begin, std::min(Reader::kBatch, again.size() - begin)),
-                  stream, &watches);
+                  stream, &ending);
     TierSet failed = 0;
-    for (const Reader::Watch& watch : watches) {
+    for (const Reader::Watch& watch : ending.watches) {
       if (backend_.wait_event(watch.event, kNever) == EventState::failed) {
         failed |= tier_bit(watch.source == kHost              ? Tier::host
                            : watch.source == config_.consumer ? Tier::local
@@ -104,11 +104,14 @@ Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
       MutexLock lock(control_);
       hear_of_trouble();
     }
+    const std::vector<const FetchItem*> doubtful = read_before_written(ending);
     std::vector<FetchItem> rest;
     std::vector<std::size_t> rest_origin;
     for (std::size_t i = 0; i < again.size(); ++i) {
       FetchItem& item = again[i];
-      const bool arrived = item.served == Tier::none || (failed & tier_bit(item.served)) == 0;
+      const bool arrived =
+          item.served == Tier::none ||
+          ((failed & tier_bit(item.served)) == 0 && std::ranges::find(doubtful, &item) == doubtful.end());
       if (!arrived) {
         rest.push_back(item);
         rest_origin.push_back(origin[i]);
@@ -124,11 +127,28 @@ Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
   return {};
 }
 
-void Cache::fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId stream,
-                        std::vector<Reader::Watch>* watches) {
+/// Of the items that were read from copies whose writes were still under way: those that are not known to
+/// have been written well. The reads are over, and so are the writes they waited for.
+std::vector<const FetchItem*> Cache::read_before_written(const Reader::Ending& ending) {
+  std::vector<const FetchItem*> doubtful;
+  if (ending.early.empty()) return doubtful;
+  MutexLock lock(control_);
+  settle_pending();
+  for (const FetchItem* item : ending.early) {
+    if (item->served == Tier::none) continue;
+    const Object* object = table_.find(item->key);
+    const bool written = object != nullptr &&
+                         object->generation.load(std::memory_order_relaxed) == item->generation &&
+                         object->copy(item->served).state == CopyState::live;
+    if (!written) doubtful.push_back(item);
+  }
+  return doubtful;
+}
+
+void Cache::fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending) {
   MutexLock lock(reader.mutex);
-  resolve(reader, items, stream);
-  submit(reader, items, stream, watches);
+  resolve(reader, items, stream, ending);
+  submit(reader, items, stream, ending);
 
   std::array<std::uint64_t, kTiers> bytes{};
   std::uint64_t served = 0;
@@ -143,7 +163,7 @@ void Cache::fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId str
     if (bytes[t] != 0) fetched_.bytes[t].fetch_add(bytes[t], std::memory_order_relaxed);
 }
 
-void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream) {
+void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending) {
   reader.items.clear();
   for (std::size_t i = 0; i < items.size(); ++i) {
     FetchItem& item = items[i];
@@ -176,6 +196,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream)
       log_.record(Tier::none, 0);
       continue;
     }
+    if (pinned.pending && ending != nullptr) ending->early.push_back(&item);
     log_.record(pinned.tier, object.index.load(std::memory_order_relaxed));
     reader.items.push_back({&object, pinned.tier, object.device[tier].load(std::memory_order_relaxed),
                             object.address[tier].load(std::memory_order_relaxed),
@@ -183,8 +204,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream)
   }
 }
 
-void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream,
-                   std::vector<Reader::Watch>* watches) {
+void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending) {
   // By source: the host first, since it may begin on the side stream; by address, so that runs merge.
   std::sort(reader.items.begin(), reader.items.end(), [](const Reader::Item& a, const Reader::Item& b) {
     return a.device != b.device ? a.device < b.device : a.source < b.source;
@@ -199,11 +219,11 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream,
     while (end < all.size() && all[end].device == all[begin].device) ++end;
     const auto group = all.subspan(begin, end - begin);
     const bool on_side = group.front().device == kHost && side != stream;
-    const Status status = submit_group(reader, group, items, on_side ? side : stream, watches);
+    const Status status = submit_group(reader, group, items, on_side ? side : stream, ending);
     if (!status) {
       report_trouble(group.front().device);
       for (const Reader::Item& entry : group)
-        serve_from_next_tier(reader, items[entry.index], entry.tier, stream, watches);
+        serve_from_next_tier(reader, items[entry.index], entry.tier, stream, ending);
     } else if (on_side) {
       if (const auto event = backend_.record_event(side)) {
         joined = *event;
@@ -239,8 +259,7 @@ StreamId Cache::side_stream(Reader& reader, StreamId stream, bool host_beside_ot
 }
 
 Status Cache::submit_group(Reader& reader, std::span<const Reader::Item> group,
-                           std::span<const FetchItem> items, StreamId stream,
-                           std::vector<Reader::Watch>* watches) {
+                           std::span<const FetchItem> items, StreamId stream, Reader::Ending* ending) {
   reader.copies.clear();
   for (const Reader::Item& entry : group) {
     const FetchItem& item = items[entry.index];
@@ -258,12 +277,12 @@ Status Cache::submit_group(Reader& reader, std::span<const Reader::Item> group,
   Status status = backend_.copy(stream, {source, config_.consumer}, reader.copies);
   if (!status) return status;
   fetched_.copies.fetch_add(reader.copies.size(), std::memory_order_relaxed);
-  watch(reader, stream, source, watches);
+  watch(reader, stream, source, ending);
   return {};
 }
 
-void Cache::watch(Reader& reader, StreamId stream, DeviceId source, std::vector<Reader::Watch>* watches) {
-  if (watches == nullptr && reader.watches.size() == Reader::kWatches) {
+void Cache::watch(Reader& reader, StreamId stream, DeviceId source, Reader::Ending* ending) {
+  if (ending == nullptr && reader.watches.size() == Reader::kWatches) {
     std::erase_if(reader.watches, [&](const Reader::Watch& watch) {
       const EventState state = backend_.query_event(watch.event);
       if (state == EventState::pending) return false;
@@ -275,14 +294,14 @@ void Cache::watch(Reader& reader, StreamId stream, DeviceId source, std::vector<
   }
   auto event = backend_.record_event(stream);
   if (!event) return;
-  if (watches != nullptr)
-    watches->push_back({*event, source});
+  if (ending != nullptr)
+    ending->watches.push_back({*event, source});
   else
     reader.watches.push_back({*event, source});
 }
 
 void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, StreamId stream,
-                                 std::vector<Reader::Watch>* watches) {
+                                 Reader::Ending* ending) {
   TierSet allowed = kAllTiers & ~tier_bit(failed);
   item.served = Tier::none;
   item.outcome = ErrorCode::unavailable;
@@ -307,9 +326,10 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
       item.outcome = ErrorCode::ok;
       item.bytes = bytes;
       item.generation = object.generation.load(std::memory_order_relaxed);
+      if (pinned.pending && ending != nullptr) ending->early.push_back(&item);
       fetched_.fallbacks.fetch_add(1, std::memory_order_relaxed);
       fetched_.copies.fetch_add(1, std::memory_order_relaxed);
-      watch(reader, stream, device, watches);
+      watch(reader, stream, device, ending);
     } else if (!fits) {
       item.outcome = ErrorCode::invalid_argument;
     } else {

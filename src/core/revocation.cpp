@@ -46,6 +46,7 @@ Result<ReclaimId> Cache::begin_reclaim(DeviceId device, std::uint64_t bytes, Tim
       return fail(ErrorCode::not_found, fmt::format("device {} is not a peer of this cache", device));
     if (bytes == 0) return fail(ErrorCode::invalid_argument, "a reclaim asks for at least 1 byte, got 0");
     id = static_cast<ReclaimId>(open_reclaim(*peer, bytes, deadline_ns, false).id);
+    settle_pending();
     finish_fills();
     advance_reclaims();
   }

@@ -176,12 +176,14 @@ void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
   copy = Copy{};
 }
 
-/// The write into a slot waits for whoever still reads what was there before (write after read).
+/// The write into a slot waits for whoever still reads what was there before (write after read). The
+/// events stay the slot's until the write is given: if it is not, the slot still has those readers.
 void Cache::wait_for_slot(StreamId stream, const Place& place) {
-  for (const EventId event : place.allocation.after) {
-    static_cast<void>(backend_.stream_wait(stream, event));
-    backend_.release_event(event);
-  }
+  for (const EventId event : place.allocation.after) static_cast<void>(backend_.stream_wait(stream, event));
+}
+
+void Cache::release_events(const Place& place) {
+  for (const EventId event : place.allocation.after) backend_.release_event(event);
 }
 
 void Cache::reveal(Object& object, Tier tier) {
@@ -221,16 +223,18 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
   if (!done) {
     unpin(source, from);
     report_trouble(to == Tier::peer ? written.device : from_device);
-    free_slot(object, to, {});
+    free_slot(object, to, std::move(place.allocation.after));
     if (!reclaim) ++counters_.promotions_failed;
     return false;
   }
+  release_events(place);
   written.state = CopyState::filling;
   filling_bytes_ += bytes;
   fills_.push_back({&object, to, &source, from, *done, reclaim});
   return true;
 }
 
+/// After `settle_pending`, which knows of the sources whose own writes failed.
 void Cache::finish_fills() {
   for (std::size_t i = 0; i < fills_.size();) {
     const EventState state = backend_.query_event(fills_[i].done);
@@ -257,7 +261,9 @@ void Cache::end_fill(const Fill& fill, bool arrived) {
   const DeviceId device = copy.device;
 
   if (!arrived) report_trouble(fill.to == Tier::peer ? device : source.copy(fill.from).device);
-  const bool wanted = source.linked && (fill.reclaim != 0 || !in_fenced_segment(copy, fill.to));
+  // A source that is live now was written well; one that left may have done so because its write failed.
+  const bool wanted = source.linked && source.copy(fill.from).state == CopyState::live &&
+                      (fill.reclaim != 0 || !in_fenced_segment(copy, fill.to));
   if (!arrived || !wanted) {
     free_slot(object, fill.to, {});
     if (fill.reclaim == 0) ++counters_.promotions_failed;

@@ -129,7 +129,7 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
         ErrorCode::out_of_memory,
         fmt::format(
             "host memory has no room for {} bytes: {} of {} budget bytes are used and nothing may be evicted",
-            bytes, host_->used_bytes(), config_.host_budget_bytes));
+            bytes, host_ ? host_->used_bytes() : 0, config_.host_budget_bytes));
   }
   wait_for_slot(stream, *place);
   this->place(object, tier, *place);
@@ -139,9 +139,10 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
   const Result<EventId> ready = given ? backend_.record_event(stream) : tl::unexpected(given.error());
   if (!ready) {
     if (tier == Tier::peer) report_trouble(copy.device);
-    free_slot(object, tier, {});
+    free_slot(object, tier, std::move(place->allocation.after));
     return tl::unexpected(ready.error());
   }
+  release_events(*place);
   copy.ready = *ready;
   counters_.written_bytes[static_cast<std::size_t>(tier)] += bytes;
   return {};

@@ -5,9 +5,11 @@
 #include <harvest/peer_cache.hpp>
 #include <harvest/simulated_backend.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,15 +22,18 @@ inline constexpr std::uint64_t MiB = 1ULL << 20;
 inline constexpr std::uint64_t GiB = 1ULL << 30;
 
 /// Bytes that tell key, version and position apart.
+inline void write_content(std::span<std::byte> out, std::uint64_t key, std::uint64_t version) {
+  std::uint64_t state = key * 0x9E3779B97F4A7C15ULL + version * 0xD1B54A32D192ED03ULL + 1;
+  for (std::size_t at = 0; at < out.size(); at += sizeof(state)) {
+    state += 0x9E3779B97F4A7C15ULL;
+    const std::uint64_t word = (state ^ (state >> 29)) * 0xBF58476D1CE4E5B9ULL;
+    std::memcpy(out.data() + at, &word, std::min(sizeof(word), out.size() - at));
+  }
+}
+
 inline std::vector<std::byte> content(std::uint64_t key, std::uint64_t version, std::uint64_t bytes) {
   std::vector<std::byte> out(bytes);
-  std::uint64_t state = key * 0x9E3779B97F4A7C15ULL + version * 0xD1B54A32D192ED03ULL + 1;
-  for (std::byte& b : out) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    b = static_cast<std::byte>(state >> 32);
-  }
+  write_content(out, key, version);
   return out;
 }
 
