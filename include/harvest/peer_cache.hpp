@@ -35,8 +35,8 @@ class Cache;
 struct Object;
 }  // namespace core
 
-/// How one tier chooses what it keeps. An empty name means the default: eviction
-/// `eviction_policy_names()[0]`, admission `always` for local and host, `second_hit` for peers.
+/// How one tier chooses what it keeps. Empty names mean the defaults: eviction `adaptive_2q` for local and
+/// host, `lru_2` for peers; admission `second_hit` for local and peers, `always` for host.
 struct TierPolicy {
   std::string eviction{};   ///< one of `eviction_policy_names()`
   std::string admission{};  ///< one of `admission_policy_names()`
@@ -89,6 +89,9 @@ struct PeerCacheConfig {
   PlacementWeights placement_weights{};
 
   PressureConfig pressure{};
+  /// Lets a batch that would keep the peers' wires busy longest read some objects from host memory at the
+  /// same time, where they are too and both are different wires.
+  bool balance_paths = true;
   /// Promotions and spills under way at once; a demand fetch never waits for more than this.
   std::uint64_t background_bytes = 256ULL << 20;
 

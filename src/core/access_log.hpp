@@ -20,11 +20,16 @@ class AccessLog {
 
   AccessLog() : stripes_(kStripes) {}
 
-  void record(Tier tier, std::uint32_t object_index) {
+  /// How an object was read: copied into the reader's memory, or leased to be read where it lies.
+  enum class How : std::uint8_t { fetched, leased };
+
+  void record(Tier tier, std::uint32_t object_index, How how) {
+    const std::uint32_t entry = how == How::leased ? object_index | kLeasedBit : object_index;
     Lane& lane = stripes_[stripe_of_this_thread()].lanes[static_cast<std::size_t>(tier)];
     const std::uint64_t position = lane.count.fetch_add(1, std::memory_order_relaxed);
-    if (tier != Tier::none) lane.ring[position % kRing].store(object_index, std::memory_order_relaxed);
+    if (tier != Tier::none) lane.ring[position % kRing].store(entry, std::memory_order_relaxed);
   }
+  void record_miss() { record(Tier::none, 0, How::fetched); }
 
   [[nodiscard]] std::uint64_t count(Tier tier) const {
     std::uint64_t sum = 0;
@@ -36,6 +41,7 @@ class AccessLog {
   struct Sample {
     Tier served = Tier::none;
     std::uint32_t object_index = 0;
+    How how = How::fetched;
   };
 
   /// Appends what was recorded since the last call; for one caller at a time. Answers how many samples
@@ -51,8 +57,10 @@ class AccessLog {
           lane.drained = end - kRing;
         }
         for (; lane.drained < end; ++lane.drained) {
-          const std::uint32_t index = lane.ring[lane.drained % kRing].load(std::memory_order_relaxed);
-          if (index != 0) samples.push_back({static_cast<Tier>(t), index});
+          const std::uint32_t entry = lane.ring[lane.drained % kRing].load(std::memory_order_relaxed);
+          if (entry != 0)
+            samples.push_back({static_cast<Tier>(t), entry & ~kLeasedBit,
+                               (entry & kLeasedBit) != 0 ? How::leased : How::fetched});
         }
       }
     }
@@ -61,6 +69,7 @@ class AccessLog {
 
  private:
   static constexpr std::size_t kStripes = 16;
+  static constexpr std::uint32_t kLeasedBit = 1U << 31;  ///< above every index (max_objects <= 2^28)
 
   struct alignas(64) Lane {
     std::atomic<std::uint64_t> count{0};

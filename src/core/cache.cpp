@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "base/assert.hpp"
 
@@ -64,6 +65,7 @@ Status Cache::start() {
     has_tier_[static_cast<std::size_t>(Tier::host)] = true;
   }
   if (Status status = make_peers(); !status) return status;
+  measure_paths();
   if (Status status = make_policies(); !status) return status;
   sample_peers();
   return {};
@@ -107,19 +109,32 @@ Status Cache::make_peers() {
   return {};
 }
 
+/// What the read path needs of the topology, by device id + 1 (the host first).
+void Cache::measure_paths() {
+  for (DeviceId device = kHost; topology_.device(device) != nullptr; ++device) {
+    const Path* path = topology_.path(device, config_.consumer);
+    const bool known = path != nullptr && path->link.bandwidth_bytes_per_s > 0;
+    ways_in_.push_back(
+        {known ? 1e9 / path->link.bandwidth_bytes_per_s : std::numeric_limits<double>::infinity(),
+         known && path->link.kind != LinkKind::pcie});
+  }
+}
+
 Status Cache::make_policies() {
   const auto name_or = [](const std::string& name, std::string_view otherwise) {
     return name.empty() ? otherwise : std::string_view(name);
   };
   const std::array<const TierPolicy*, kTiers> chosen{&config_.local_policy, &config_.peer_policy,
                                                      &config_.host_policy};
-  // A peer's memory is lent and its wires are its owner's too: only what is read again is worth a write.
-  constexpr std::array<std::string_view, kTiers> kAdmission{"always", "second_hit", "always"};
+  // Where room is scarce, only what is read again is worth a write. Behind that filter everything was read
+  // twice, and LRU-2 tells such objects apart best; docs/benchmarks/replay.md compares.
+  constexpr std::array<std::string_view, kTiers> kAdmission{"second_hit", "second_hit", "always"};
+  const std::array<std::string_view, kTiers> eviction_default{eviction_policy_names().front(), "lru_2",
+                                                              eviction_policy_names().front()};
   const std::array<std::uint64_t, kTiers> capacity{std::max<std::uint64_t>(1, config_.local_budget_bytes), 1,
                                                    std::max<std::uint64_t>(1, config_.host_budget_bytes)};
   for (std::size_t t = 0; t < kTiers; ++t) {
-    auto eviction =
-        make_eviction_policy(name_or(chosen[t]->eviction, eviction_policy_names().front()), capacity[t]);
+    auto eviction = make_eviction_policy(name_or(chosen[t]->eviction, eviction_default[t]), capacity[t]);
     if (!eviction) return tl::unexpected(eviction.error());
     auto admission = make_admission_policy(name_or(chosen[t]->admission, kAdmission[t]), capacity[t]);
     if (!admission) return tl::unexpected(admission.error());

@@ -180,6 +180,7 @@ class Cache {
       HARVEST_REQUIRES(reader.mutex);
   [[nodiscard]] std::vector<const FetchItem*> read_before_written(const Reader::Ending& ending)
       HARVEST_EXCLUDES(control_);
+  void balance(Reader& reader, std::span<FetchItem> items) HARVEST_REQUIRES(reader.mutex);
   void submit(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending)
       HARVEST_REQUIRES(reader.mutex);
   [[nodiscard]] Status submit_group(Reader& reader, std::span<const Reader::Item> group,
@@ -315,6 +316,7 @@ class Cache {
       HARVEST_REQUIRES(control_);
   [[nodiscard]] bool has_tier(Tier tier) const { return has_tier_[static_cast<std::size_t>(tier)]; }
   [[nodiscard]] Status make_policies() HARVEST_REQUIRES(control_);
+  void measure_paths();
   [[nodiscard]] Status make_peers() HARVEST_REQUIRES(control_);
   void drain_everything() HARVEST_REQUIRES(control_);
 
@@ -322,6 +324,12 @@ class Cache {
   const PeerCacheConfig config_;
   const Topology topology_;
   std::array<bool, kTiers> has_tier_{};  ///< fixed by `start`
+  /// How bytes of a device reach the consumer, by device id + 1; fixed by `start`.
+  struct WayIn {
+    double ns_per_byte = 0;
+    bool beside_host = false;  ///< over other wires than the host's
+  };
+  std::vector<WayIn> ways_in_;
 
   // The read path's.
   ObjectTable table_;

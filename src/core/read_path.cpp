@@ -23,7 +23,7 @@ Lease Cache::acquire(const Key& key, StreamId stream) {
   const bool by_host = stream == StreamId::none;
   const Pinned pinned = table_.find_and_pin(key, by_host ? tier_bit(Tier::host) : kAllTiers);
   if (pinned.object == nullptr) {
-    log_.record(Tier::none, 0);
+    log_.record_miss();
     lease.outcome_ = pinned.too_many ? ErrorCode::out_of_memory : ErrorCode::not_found;
     return lease;
   }
@@ -39,12 +39,12 @@ Lease Cache::acquire(const Key& key, StreamId stream) {
                                : backend_.stream_wait(stream, ready).has_value();
     if (!waits) {
       unpin(object, pinned.tier);
-      log_.record(Tier::none, 0);
+      log_.record_miss();
       lease.outcome_ = ErrorCode::busy;
       return lease;
     }
   }
-  log_.record(pinned.tier, object.index.load(std::memory_order_relaxed));
+  log_.record(pinned.tier, object.index.load(std::memory_order_relaxed), AccessLog::How::leased);
   lease.address_ = object.address[tier].load(std::memory_order_relaxed);
   lease.object_ = &object;
   lease.tier_ = pinned.tier;
@@ -148,6 +148,7 @@ std::vector<const FetchItem*> Cache::read_before_written(const Reader::Ending& e
 void Cache::fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending) {
   MutexLock lock(reader.mutex);
   resolve(reader, items, stream, ending);
+  if (config_.balance_paths) balance(reader, items);
   submit(reader, items, stream, ending);
 
   std::array<std::uint64_t, kTiers> bytes{};
@@ -173,7 +174,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
     const Pinned pinned = table_.find_and_pin(item.key, kAllTiers);
     if (pinned.object == nullptr) {
       item.outcome = pinned.too_many ? ErrorCode::out_of_memory : ErrorCode::not_found;
-      log_.record(Tier::none, 0);
+      log_.record_miss();
       continue;
     }
     Object& object = *pinned.object;
@@ -183,7 +184,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
     if (item.bytes > item.capacity_bytes) {
       item.outcome = ErrorCode::invalid_argument;
       unpin(object, pinned.tier);
-      log_.record(Tier::none, 0);
+      log_.record_miss();
       continue;
     }
     item.outcome = ErrorCode::ok;
@@ -193,14 +194,50 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
       item.outcome = ErrorCode::unavailable;
       item.served = Tier::none;
       unpin(object, pinned.tier);
-      log_.record(Tier::none, 0);
+      log_.record_miss();
       continue;
     }
     if (pinned.pending && ending != nullptr) ending->early.push_back(&item);
-    log_.record(pinned.tier, object.index.load(std::memory_order_relaxed));
+    log_.record(pinned.tier, object.index.load(std::memory_order_relaxed), AccessLog::How::fetched);
     reader.items.push_back({&object, pinned.tier, object.device[tier].load(std::memory_order_relaxed),
                             object.address[tier].load(std::memory_order_relaxed),
                             static_cast<std::uint32_t>(i)});
+  }
+}
+
+/// Peers and host are two wires. Where a batch would keep the peers' busy for longer than the host's, objects
+/// that are on both are read from the host instead, until both take equally long.
+void Cache::balance(Reader& reader, std::span<FetchItem> items) {
+  constexpr double kWorthSplittingNs = 100'000;  // below this, joining two streams costs what it gains
+  const auto way = [&](DeviceId device) -> const WayIn& {
+    return ways_in_[static_cast<std::size_t>(device + 1)];
+  };
+  double peers_ns = 0;
+  double host_ns = 0;
+  for (const Reader::Item& entry : reader.items) {
+    const double ns = static_cast<double>(items[entry.index].bytes) * way(entry.device).ns_per_byte;
+    if (entry.tier == Tier::host) host_ns += ns;
+    if (entry.tier == Tier::peer && way(entry.device).beside_host) peers_ns += ns;
+  }
+  if (peers_ns < kWorthSplittingNs) return;
+  for (Reader::Item& entry : reader.items) {
+    if (entry.tier != Tier::peer || !way(entry.device).beside_host) continue;
+    FetchItem& item = items[entry.index];
+    const double from_host_ns = static_cast<double>(item.bytes) * way(kHost).ns_per_byte;
+    if (host_ns + from_host_ns >= peers_ns) continue;
+    const Pinned pinned = table_.find_and_pin(item.key, tier_bit(Tier::host));
+    if (pinned.object == nullptr) continue;
+    if (pinned.object != entry.object || pinned.pending) {
+      unpin(*pinned.object, pinned.tier);
+      continue;
+    }
+    unpin(*entry.object, Tier::peer);
+    peers_ns -= static_cast<double>(item.bytes) * way(entry.device).ns_per_byte;
+    host_ns += from_host_ns;
+    entry.tier = item.served = Tier::host;
+    entry.device = kHost;
+    entry.source =
+        entry.object->address[static_cast<std::size_t>(Tier::host)].load(std::memory_order_relaxed);
   }
 }
 

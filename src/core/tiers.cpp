@@ -414,7 +414,7 @@ void Cache::learn_from_reads() {
   const TimeNs now = backend_.now_ns();
   samples_.clear();
   counters_.access_samples_lost += log_.drain(samples_);
-  for (const auto& [served, index] : samples_) {
+  for (const auto& [served, index, how] : samples_) {
     Object& object = table_.at(index);
     if (!object.linked) continue;
     heat_up(object, now);
@@ -425,11 +425,11 @@ void Cache::learn_from_reads() {
       admission(tier).record(object.key, facts_of(object, tier));
       if (is_ranked(object, tier)) eviction(tier).hit(object.key);
     }
-    // What is hot climbs one tier for each read.
-    if (served == Tier::peer || (served == Tier::host && !has_tier(Tier::peer)))
-      static_cast<void>(wish(object, Tier::local));
-    else if (served == Tier::host)
-      static_cast<void>(wish(object, Tier::peer));
+    // What is read from the host climbs to a peer. Into local memory climbs what is read in place from
+    // elsewhere; what was fetched is in the reader's own buffer already.
+    const bool in_place = how == AccessLog::How::leased;
+    const bool climbs = served != Tier::local && in_place && wish(object, Tier::local);
+    if (!climbs && served == Tier::host) static_cast<void>(wish(object, Tier::peer));
   }
 }
 
