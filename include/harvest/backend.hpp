@@ -172,8 +172,8 @@ class Backend {
   [[nodiscard]] virtual Status copy(StreamId stream, Route route, std::span<const Copy> copies) = 0;
 
   /// Gives `stream` the work of setting `bytes` bytes at `address` on `device` to `value`.
-  [[nodiscard]] virtual Status fill(StreamId stream, DeviceId device, std::byte* address,
-                                    std::uint64_t bytes, std::uint8_t value) = 0;
+  [[nodiscard]] virtual Status fill(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,
+                                    std::uint8_t value) = 0;
 
   // --- time --------------------------------------------------------------------------------------
 

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <harvest/backend.hpp>
 #include <harvest/status.hpp>
 #include <harvest/types.hpp>
 
@@ -37,17 +36,6 @@ std::string_view to_string(ErrorCode code) {
     case ErrorCode::busy: return "busy";
     case ErrorCode::not_supported: return "not_supported";
     case ErrorCode::malformed: return "malformed";
-  }
-  return "?";
-}
-
-std::string_view to_string(LinkKind kind) {
-  switch (kind) {
-    case LinkKind::same_device: return "same_device";
-    case LinkKind::nvlink: return "nvlink";
-    case LinkKind::nvswitch: return "nvswitch";
-    case LinkKind::c2c: return "c2c";
-    case LinkKind::pcie: return "pcie";
   }
   return "?";
 }
