@@ -105,13 +105,6 @@ class Play {
   }
 
   Status read_each_tier() {
-    std::vector<Key> keys;
-    for (std::uint64_t i = 0; i < DemoWorld::kExperts; ++i) keys.emplace_back(i);
-    constexpr std::size_t kLocal = DemoWorld::kLocalBytes / DemoWorld::kExpertBytes;
-    constexpr std::size_t kPeer = DemoWorld::kPeerBytes / DemoWorld::kExpertBytes;
-    const std::span<const Key> wanted(keys);
-    world_.cache().prefetch(wanted.first(kLocal), Tier::local);
-    world_.cache().prefetch(wanted.subspan(kLocal, kPeer), Tier::peer);
     if (Status settled = world_.pass(10'000'000); !settled) return settled;
     const Experts local = world_.experts_in(Tier::local);
     on_peer_ = world_.experts_in(Tier::peer);
@@ -186,7 +179,9 @@ class Play {
 
 double bandwidth_of(const ReadFigures& figures) {
   if (figures.duration_ns <= 0) return 0;
-  return static_cast<double>(figures.bytes) * 1e9 / static_cast<double>(figures.duration_ns);
+  const std::uint64_t in_place =
+      figures.served[static_cast<std::size_t>(Tier::local)] * DemoWorld::kExpertBytes;
+  return static_cast<double>(figures.bytes - in_place) * 1e9 / static_cast<double>(figures.duration_ns);
 }
 
 Json to_json(const DemoWorld& world, const Story& story, const std::string& system) {
@@ -243,11 +238,13 @@ void print_summary(const Story& story, const std::string& system) {
       "CUDA backend.\n"
       "\n"
       "Next:\n"
-      "  harvest topo --system {}     the links behind these rates\n"
-      "  harvest demo --system dgx-h100     the same on another machine\n"
-      "  harvest replay --help              hours of real KV-cache traffic in seconds\n"
-      "  examples/quickstart.cpp            the same in 40 lines of your own code\n",
-      system);
+      "  {:<36}the links behind these rates\n"
+      "  {:<36}the same on another machine\n"
+      "  {:<36}hours of real KV-cache traffic in seconds\n"
+      "  {:<36}the same in 40 lines of your own code\n",
+      "harvest topo --system " + system,
+      system == "dgx-h100" ? "harvest demo --system 2xh100-nvl" : "harvest demo --system dgx-h100",
+      "harvest replay --help", "examples/quickstart.cpp");
 }
 
 Exit run(const Options& options) {

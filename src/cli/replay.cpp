@@ -271,7 +271,7 @@ void print(const Options& options, const Workload& workload, const Comparison& c
   const Ceiling& ceiling = comparison.ceiling;
   const auto baseline = static_cast<double>(summarize(comparison.baseline.engine.reload_ns).total_ns);
   const auto with_peers = static_cast<double>(summarize(comparison.with_peers.engine.reload_ns).total_ns);
-  fmt::print("With peers requests waited {:.2f} times less for their blocks than without.\n",
+  fmt::print("Reload time in total: {:.2f} times better with peers than without.\n",
              ratio(baseline, with_peers));
   fmt::print(
       "The ceiling: {} blocks on peers, chosen with knowledge of the future, would serve {} of {} reloads:\n"
