@@ -7,6 +7,7 @@
 namespace harvest::core {
 namespace {
 
+constexpr std::size_t kFailedWritesKept = 256;
 constexpr TimeNs kBusyPollNs = 50'000;  ///< while copies, leases or reclaims are under way
 constexpr TimeNs kLongestPauseNs = 1'000'000;
 
@@ -76,7 +77,7 @@ void Cache::settle_pending() {
     Object& object = *ref.object;
     if (ref.tier == Tier::peer) report_trouble(object.copy(ref.tier).device);
     if (ref.tier != Tier::local && elsewhere(object, ref.tier) == Elsewhere::nowhere)
-      lose(object, DropReason::copy_failed);
+      lose_unwritten(object);
     else
       drop_copy(object, ref.tier, DropReason::copy_failed);
   }
@@ -89,6 +90,13 @@ void Cache::settle_pending() {
     copy.ready = EventId::none;
     return true;
   });
+}
+
+/// The only copy of an object was not written. A `put` that waits for it will ask.
+void Cache::lose_unwritten(Object& object) {
+  failed_writes_.push_back(object.generation.load(std::memory_order_relaxed));
+  if (failed_writes_.size() > kFailedWritesKept) failed_writes_.pop_front();
+  lose(object, DropReason::copy_failed);
 }
 
 /// How did the fetches end that nobody waited for?

@@ -56,6 +56,12 @@ struct CopyRef {
   }
 };
 
+/// A promotion to begin.
+struct Wish {
+  CopyRef copy;
+  bool by_caller = false;  ///< `prefetch`: may evict without asking the tier's admission
+};
+
 /// An erased `external_host` object whose memory work in flight may still read.
 struct Settling {
   Key key;
@@ -254,7 +260,7 @@ class Cache {
   void end_fill(const Fill& fill, bool arrived) HARVEST_REQUIRES(control_);
   void finish_all_leaving() HARVEST_REQUIRES(control_);
   bool wish(Object& object, Tier tier) HARVEST_REQUIRES(control_);
-  bool enqueue(Object& object, Tier tier) HARVEST_REQUIRES(control_);
+  bool enqueue(Object& object, Tier tier, bool by_caller) HARVEST_REQUIRES(control_);
   void promote_wished() HARVEST_REQUIRES(control_);
   void learn_from_reads() HARVEST_REQUIRES(control_);
   void heat_up(Object& object, TimeNs now_ns) HARVEST_REQUIRES(control_);
@@ -295,6 +301,7 @@ class Cache {
   void work() HARVEST_REQUIRES(control_);
   bool work_until(TimeNs deadline_ns, const std::function<bool()>& done) HARVEST_EXCLUDES(control_);
   void settle_pending() HARVEST_REQUIRES(control_);
+  void lose_unwritten(Object& object) HARVEST_REQUIRES(control_);
   void hear_of_fetches() HARVEST_REQUIRES(control_);
   void collect_pools() HARVEST_REQUIRES(control_);
   void deliver_events() HARVEST_EXCLUDES(control_);
@@ -367,8 +374,10 @@ class Cache {
       HARVEST_GUARDED_BY(control_);  ///< in sight, their write is not known to be complete
   std::vector<CopyRef> spent_
       HARVEST_GUARDED_BY(control_);  ///< complete; a reader may still use the ready event
-  std::deque<CopyRef> wishes_ HARVEST_GUARDED_BY(control_);              ///< promotions to begin
+  std::deque<Wish> wishes_ HARVEST_GUARDED_BY(control_);
   std::vector<AccessLog::Sample> samples_ HARVEST_GUARDED_BY(control_);  ///< scratch of `learn_from_reads`
+  std::deque<Generation> failed_writes_
+      HARVEST_GUARDED_BY(control_);  ///< the last few, for `put` calls that wait
   std::vector<Settling> settling_ HARVEST_GUARDED_BY(control_);
   std::deque<Reclaim> reclaims_ HARVEST_GUARDED_BY(control_);
   std::uint64_t next_reclaim_ HARVEST_GUARDED_BY(control_) = 1;

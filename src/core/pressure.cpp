@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "base/log.hpp"
 #include "core/cache.hpp"
 
 /// The monitor: how much of each peer may be ours, and whether it is in service.
@@ -131,8 +131,8 @@ void Cache::suspend(Peer& peer) {
   peer.suspension_ns = std::clamp(peer.suspension_ns * 2, kFirstSuspensionNs, kLongestSuspensionNs);
   peer.suspended_until_ns = backend_.now_ns() + peer.suspension_ns;
   peer.why_out_of_service = "a copy failed";
-  spdlog::warn("harvest: peer {} leaves service for {} ms: a copy to or from it failed", peer.device,
-               peer.suspension_ns / 1'000'000);
+  log().warn("peer {} leaves service for {} ms: a copy to or from it failed", peer.device,
+             peer.suspension_ns / 1'000'000);
   // What lives elsewhere too is read from there at once; what does not is moved away.
   drop_copies_on(peer, DropReason::device_lost);
   if (peer.pool->mapped_bytes() > peer.pool->fenced_bytes())
@@ -141,7 +141,7 @@ void Cache::suspend(Peer& peer) {
 
 void Cache::lose_device(Peer& peer, std::string why) {
   if (peer.lost) return;
-  spdlog::error("harvest: peer {} is lost: {}", peer.device, why);
+  log().error("peer {} is lost: {}", peer.device, why);
   peer.lost = true;
   peer.why_out_of_service = std::move(why);
   peer.allowed_bytes = 0;

@@ -400,13 +400,13 @@ bool Cache::wish(Object& object, Tier tier) {
     ++counters_.admissions_refused;
     return false;
   }
-  return enqueue(object, tier);
+  return enqueue(object, tier, false);
 }
 
-bool Cache::enqueue(Object& object, Tier tier) {
+bool Cache::enqueue(Object& object, Tier tier, bool by_caller) {
   if (wishes_.size() >= kMostWishes) return false;
   object.wished |= tier_bit(tier);
-  wishes_.push_back({&object, object.generation.load(std::memory_order_relaxed), tier});
+  wishes_.push_back({{&object, object.generation.load(std::memory_order_relaxed), tier}, by_caller});
   return true;
 }
 
@@ -435,7 +435,7 @@ void Cache::learn_from_reads() {
 
 void Cache::promote_wished() {
   while (!wishes_.empty() && filling_bytes_ < config_.background_bytes) {
-    const CopyRef wanted = wishes_.front();
+    const auto [wanted, by_caller] = wishes_.front();
     wishes_.pop_front();
     Object& object = *wanted.object;
     if (object.generation.load(std::memory_order_relaxed) != wanted.generation) continue;
@@ -445,9 +445,13 @@ void Cache::promote_wished() {
     if (source == Tier::none) continue;
     // Pinned, so that making room cannot take the source away.
     object.meta.fetch_add(one_pin(source), std::memory_order_acquire);
-    auto place = allocate(wanted.tier, object, true);
+    // What was let in because there was room may find that gone: then it must be worth an eviction.
+    const bool may_evict =
+        by_caller || admission(wanted.tier).admit(object.key, facts_of(object, wanted.tier), false);
+    auto place = allocate(wanted.tier, object, may_evict);
     if (place) static_cast<void>(begin_fill(object, source, object, wanted.tier, std::move(*place), 0));
     unpin(object, source);
+    if (!place && !by_caller && wanted.tier == Tier::local) static_cast<void>(wish(object, Tier::peer));
   }
 }
 
@@ -467,7 +471,7 @@ std::size_t Cache::prefetch(std::span<const Key> keys, Tier tier) {
     const CopyState state = object->copy(tier).state;
     const bool there =
         state == CopyState::live || state == CopyState::filling || (object->wished & tier_bit(tier)) != 0;
-    if (there || (state == CopyState::none && enqueue(*object, tier))) ++coming;
+    if (there || (state == CopyState::none && enqueue(*object, tier, true))) ++coming;
   }
   promote_wished();
   return coming;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/assert.hpp"
 #include "core/cache.hpp"
 
@@ -53,9 +55,9 @@ Result<Generation> Cache::put(const Key& key, const void* source, std::uint64_t 
     backend_.release_event(done);
     MutexLock lock(control_);
     settle_pending();
-    const Object* object = table_.find(key);
+    // That the object is gone by now says nothing: it may have been replaced or revoked meanwhile.
     const bool stored =
-        object != nullptr && object->generation.load(std::memory_order_relaxed) >= *generation;
+        std::find(failed_writes_.begin(), failed_writes_.end(), *generation) == failed_writes_.end();
     if (!stored) generation = fail(ErrorCode::copy_failed, "the copy of the source failed on its way");
   }
   deliver_events();
