@@ -27,6 +27,10 @@ TEST_P(PropertyTest, MachineWithFaults) {
   live({.seed = GetParam(), .faults = true});
 }
 
+TEST_P(PropertyTest, ContractOfTheBackend) {
+  live({.seed = GetParam() + 1000, .faults = GetParam() % 2 == 0, .checked = true});
+}
+
 INSTANTIATE_TEST_SUITE_P(Seeds, PropertyTest, ::testing::Range<std::uint64_t>(1, 13));
 
 TEST(PropertyTest, OneSeed) {
@@ -35,6 +39,10 @@ TEST(PropertyTest, OneSeed) {
   const std::uint64_t number = std::strtoull(seed, nullptr, 10);
   live({.seed = number, .faults = false});
   live({.seed = number, .faults = true});
+  if (std::getenv("HARVEST_CHECKED") != nullptr) {
+    live({.seed = number, .faults = false, .checked = true});
+    live({.seed = number, .faults = true, .checked = true});
+  }
 }
 
 TEST(DeterminismTest, SameSeedSameTrace) {

@@ -42,6 +42,12 @@ Scenario::Scenario(ScenarioOptions options) : options_(options), random_(options
   simulation.seed = options.seed;
   simulated_ = *make_simulated_backend(*load_machine(many ? "dgx-h100" : "2xh100-nvl"), simulation);
   backend_ = simulated_.get();
+  if (options.checked) {
+    checked_ = make_checked_backend(*simulated_, {.on_violation = [](const std::string& what) {
+      ADD_FAILURE() << "contract of the backend: " << what;
+    }});
+    backend_ = checked_.get();
+  }
   PeerCacheConfig config = random_config(random_, peers_);
   reserve_bytes_ = config.pressure.reserve_bytes;
   config.on_event = [this](const CacheEvent& event) { events_.push_back(event); };

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/checked.hpp"
 #include "core/random.hpp"
 
 /// A random life of a cache beside a model of what it must hold. Everything follows from the seed.
@@ -117,7 +118,7 @@ class Scenario {
   Random random_;
   std::vector<DeviceId> peers_;
   std::unique_ptr<SimulatedBackend> simulated_;
-  std::unique_ptr<Backend> decorator_;
+  std::unique_ptr<CheckedBackend> checked_;
   Backend* backend_ = nullptr;
   std::unique_ptr<PeerCache> cache_;
   std::vector<StreamId> streams_;

@@ -189,6 +189,7 @@ void Scenario::finish() {
   cache_.reset();
   for (const auto& [stream, address] : staging_) EXPECT_TRUE(backend_->unmap_segment(address).has_value());
   for (const auto& [stream, address] : gpu_source_) EXPECT_TRUE(backend_->unmap_segment(address).has_value());
+  for (const StreamId stream : streams_) EXPECT_TRUE(backend_->destroy_stream(stream).has_value());
   for (const DeviceInfo& device : backend_->devices())
     EXPECT_EQ(simulated_->mapped_bytes(device.id), 0U) << "I5: device " << device.id;
   for (auto& [generation, what] : stored_)

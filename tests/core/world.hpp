@@ -56,10 +56,11 @@ inline PeerCacheConfig small_config() {
 
 struct World {
   explicit World(PeerCacheConfig config = small_config(), SimulationOptions options = {},
-                 const std::string& system = "2xh100-nvl") {
-    auto machine = load_machine(system);
-    EXPECT_TRUE(machine.has_value()) << (machine ? "" : machine.error().message);
-    auto made = make_simulated_backend(*machine, std::move(options));
+                 const std::string& system = "2xh100-nvl")
+      : World(std::move(config), std::move(options), *load_machine(system)) {}
+
+  World(PeerCacheConfig config, SimulationOptions options, Machine machine) {
+    auto made = make_simulated_backend(std::move(machine), std::move(options));
     EXPECT_TRUE(made.has_value()) << (made ? "" : made.error().message);
     backend = std::move(*made);
     config.on_event = [this](const CacheEvent& event) { events.push_back(event); };
