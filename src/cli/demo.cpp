@@ -109,18 +109,17 @@ class Play {
     const Experts local = world_.experts_in(Tier::local);
     on_peer_ = world_.experts_in(Tier::peer);
     const Experts on_host = world_.experts_in(Tier::host);
-    narrator_.say(
-        fmt::format("2. Experts climb: {} are local now, {} on GPU {}, {} in host memory alone. Each tier is "
-                    "read alone,\n"
-                    "   then the peer and the host beside each other in one batch.",
-                    local.size(), on_peer_.size(), world_.peer(), on_host.size()));
-    if (Status done = read("local, leased in place", local); !done) return done;
-    if (Status done = read("from the peer alone", on_peer_); !done) return done;
-    if (Status done = read("from host alone", on_host); !done) return done;
+    narrator_.say(fmt::format(
+        "2. Experts climb: {} are local now, {} on GPU {}, {} in host memory alone. A large batch uses\n"
+        "   the link to the peer and the one to the host at once, where that is faster.",
+        local.size(), on_peer_.size(), world_.peer(), on_host.size()));
+    if (Status done = read("local experts, leased in place", local); !done) return done;
+    if (Status done = read("experts on the peer", on_peer_); !done) return done;
+    if (Status done = read("experts on host alone", on_host); !done) return done;
     Experts both = on_peer_;
     const Experts few = some_of(on_host, std::max<std::size_t>(1, on_peer_.size() / 6));
     both.insert(both.end(), few.begin(), few.end());
-    return read("peer and host beside each other", both);
+    return read("both in one batch", both);
   }
 
   Status reclaim() {

@@ -203,7 +203,7 @@ Json to_json(const Options& options, const Workload& workload, const Comparison&
   json["local_bytes"] = workload.local_bytes;
   json["peer_bytes"] = workload.peer_bytes;
   json["host_bytes"] = workload.host_bytes;
-  json["policy"] = workload.policy.empty() ? eviction_policy_names().front() : workload.policy;
+  json["policy"] = workload.policy.empty() ? "default" : workload.policy;
   json["owner_activity"] = options.owner_activity;
   json["seed"] = workload.seed;
   json["runs"] = {to_json(comparison.with_peers), to_json(comparison.baseline)};
@@ -315,9 +315,13 @@ void add_replay(CLI::App& app, Action& chosen) {
   add_bytes(*command, "--local", options->local_bytes, "The consumer's own memory for blocks");
   add_bytes(*command, "--peer", options->peer_bytes, "Memory used on each peer, at most");
   add_bytes(*command, "--host", options->host_bytes, "Pinned host memory for blocks");
-  command->add_option("--policy", options->policy, "Eviction in all tiers; see harvest policy --help")
-      ->type_name("NAME")
-      ->default_str(std::string(eviction_policy_names().front()));
+  std::string policies;
+  for (const std::string_view name : eviction_policy_names())
+    policies += fmt::format("{}{}", policies.empty() ? "" : ", ", name);
+  command
+      ->add_option("--policy", options->policy,
+                   "Eviction in all tiers: " + policies + " (default: the library's, by tier)")
+      ->type_name("NAME");
   command
       ->add_option("--owner-activity", options->owner_activity,
                    "What the peers' owners do: none, steady, bursty")
