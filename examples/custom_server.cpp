@@ -20,6 +20,7 @@ namespace {
 constexpr std::uint64_t kMiB = 1 << 20;
 constexpr std::uint64_t kExpertBytes = 2 * kMiB, kBlockBytes = kMiB;
 constexpr std::uint64_t kLayers = 4, kExpertsPerLayer = 8, kExpertsPerToken = 2;
+constexpr TimeNs kLayerNs = 10'000'000;
 constexpr std::uint64_t kConversations = 6, kTurns = 8;  // a turn adds a block to a conversation
 
 // Keys of two kinds that never meet.
@@ -74,7 +75,8 @@ struct Server {
       }
       items.push_back({.key = key, .destination = buffer + i * kExpertBytes, .capacity_bytes = kExpertBytes});
     }
-    if (!cache.fetch(items, compute)) ++wrong;  // ordered in `compute`: nobody waits here
+    if (!cache.fetch(items, compute)) ++wrong;               // ordered in `compute`: nobody waits here
+    if (!backend.submit_kernel(compute, kLayerNs)) ++wrong;  // starts when the experts are there
     for (const FetchItem& item : items) {
       if (item.served == Tier::none) {  // cannot be: experts are backed by host memory
         ++wrong;
@@ -109,8 +111,9 @@ struct Server {
 int main() {
   auto backend = make_simulated_backend(*machine_from_preset("2xh100-nvl")).value();
   std::uint64_t lost = 0;
-  PeerCacheConfig config{.consumer = 0, .local_budget_bytes = 16 * kMiB, .peer_budget_bytes = 128 * kMiB};
+  PeerCacheConfig config{.consumer = 0, .local_budget_bytes = 32 * kMiB, .peer_budget_bytes = 128 * kMiB};
   config.segment_min_bytes = config.segment_max_bytes = 8 * kMiB;  // small, as the objects here
+  config.pressure.regrow_delay_ns = 200'000'000;
   config.on_event = [&](const CacheEvent& event) { lost += event.kind == CacheEvent::Kind::lost ? 1 : 0; };
   auto cache = PeerCache::create(*backend, config).value();
 

@@ -3,7 +3,7 @@
 #include <harvest/harvest.hpp>
 
 #include <cstdio>
-#include <cstring>
+#include <string>
 #include <vector>
 
 int main() {
@@ -29,7 +29,9 @@ int main() {
     std::printf("%-24s served by the %s\n", when, std::string(to_string(item.served)).c_str());
     const Copy back{received.data(), buffer, kBytes};  // to compare
     if (!backend->copy(stream, {0, kHost}, {&back, 1})) return false;
-    backend->wait_event(backend->record_event(stream).value(), kNever);
+    const EventId done = backend->record_event(stream).value();
+    backend->wait_event(done, kNever);
+    backend->release_event(done);
     return received == weights;
   };
   bool right = fetch("before the reclaim:");
