@@ -40,6 +40,32 @@ void acquire_hit(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations());
 }
 
+/// As `acquire_hit`, but no two threads read the same objects.
+void acquire_hit_apart(benchmark::State& state) {
+  const auto objects = static_cast<std::uint32_t>(state.range(0));
+  World& world = world_of(objects);
+  const auto threads = static_cast<std::uint32_t>(state.threads());
+  const auto mine = static_cast<std::uint32_t>(state.thread_index());
+  auto order = random_order(objects / threads, kOrder, 7 + mine);
+  for (std::uint32_t& i : order) i = i * threads + mine;
+  std::size_t i = 0;
+  for (auto _ : state) {
+    const Lease lease = world.cache->acquire(key_of(order[i++ % kOrder]), world.stream);
+    benchmark::DoNotOptimize(lease.data());
+  }
+  state.SetItemsProcessed(state.iterations());
+}
+
+/// What two threads that share nothing reach on this machine at this moment: no scaling below can be
+/// better than this one.
+void no_memory_at_all(benchmark::State& state) {
+  std::uint64_t x = 1;
+  for (auto _ : state) {
+    for (int i = 0; i < 16; ++i) benchmark::DoNotOptimize(x = x * 6364136223846793005ULL + 1);
+  }
+  state.SetItemsProcessed(state.iterations());
+}
+
 void acquire_miss(benchmark::State& state) {
   const auto objects = static_cast<std::uint32_t>(state.range(0));
   World& world = world_of(objects);
@@ -124,7 +150,9 @@ void sizes(benchmark::internal::Benchmark* benchmark) {
   benchmark->Threads(1)->Threads(2)->UseRealTime();
 }
 
+BENCHMARK(no_memory_at_all)->Threads(1)->Threads(2)->UseRealTime();
 BENCHMARK(acquire_hit)->Apply(sizes);
+BENCHMARK(acquire_hit_apart)->Apply(sizes);
 #ifdef HARVEST_HAS_ROCKSDB
 BENCHMARK(rocksdb_hyper_clock_hit)->Apply(sizes);
 BENCHMARK(rocksdb_lru_hit)->Apply(sizes);
