@@ -98,7 +98,9 @@ Status Cache::make_peers() {
     memory::PoolConfig pool =
         pool_config(id, std::min(config_.peer_budget_bytes, device->total_bytes), config_.segment_min_bytes,
                     config_.segment_max_bytes, std::max<std::uint64_t>(1, device->segment_granularity_bytes));
-    pool.readers = {config_.consumer};
+    pool.readers = {config_.consumer};  // and the peers that its bytes may move to
+    for (const DeviceId other : ids)
+      if (topology_.usable_as_peer(id, other)) pool.readers.push_back(other);
     Peer peer;
     peer.device = id;
     peer.background = *stream;

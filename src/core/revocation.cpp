@@ -185,7 +185,7 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     twin->heat = object.heat;
     twin->heat_at_ns = object.heat_at_ns;
     if (auto place = allocate(Tier::peer, *twin, false)) {
-      if (place->pool != peer.pool.get()) {
+      if (topology_.usable_as_peer(peer.device, place->pool->config().device)) {
         if (begin_fill(object, Tier::peer, *twin, Tier::peer, std::move(*place), reclaim)) return;
       } else {
         place->pool->release(place->allocation.slot, std::move(place->allocation.after));
