@@ -142,6 +142,8 @@ class Lease {
   [[nodiscard]] std::uint64_t bytes() const;
   [[nodiscard]] Generation generation() const;
   [[nodiscard]] Tier tier() const { return tier_; }
+  /// The device whose memory `data` is in: the consumer, a peer, or the host.
+  [[nodiscard]] DeviceId device() const;
 
   /// No work that reads the bytes may be given to the stream after this.
   void release();

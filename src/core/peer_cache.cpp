@@ -97,6 +97,12 @@ std::uint64_t Lease::bytes() const {
   return object_ == nullptr ? 0 : object_->bytes.load(std::memory_order_relaxed);
 }
 
+DeviceId Lease::device() const {
+  return object_ == nullptr
+             ? kHost
+             : object_->device[static_cast<std::size_t>(tier_)].load(std::memory_order_relaxed);
+}
+
 Generation Lease::generation() const {
   return object_ == nullptr ? 0 : object_->generation.load(std::memory_order_relaxed);
 }

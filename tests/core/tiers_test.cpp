@@ -135,6 +135,7 @@ TEST(TiersTest, ManyStreamsShareTheLastBit) {
   {
     const Lease lease = world.cache->acquire(1, last);
     ASSERT_TRUE(lease);
+    EXPECT_EQ(lease.device(), 1);
     ASSERT_TRUE(world.backend->submit_kernel(last, 20'000'000).has_value());
     const Copy copy{world.staging, lease.data(), 4 * MiB};
     ASSERT_TRUE(world.backend->copy(last, {1, 0}, {&copy, 1}).has_value());
