@@ -93,7 +93,7 @@ std::uint64_t OwnerModel::step() {
   return use_bytes_;
 }
 
-Owners::Owners(SimulatedBackend& backend, std::vector<DeviceId> devices, OwnerActivity activity,
+Owners::Owners(SimulatedBackend& backend, const std::vector<DeviceId>& devices, OwnerActivity activity,
                std::uint64_t seed)
     : backend_(backend), activity_(activity) {
   if (activity == OwnerActivity::none) return;

@@ -69,7 +69,7 @@ struct OwnerFigures {
 /// free asks the cache for what is missing, waits at most a second, and then allocates.
 class Owners {
  public:
-  Owners(SimulatedBackend& backend, std::vector<DeviceId> devices, OwnerActivity activity,
+  Owners(SimulatedBackend& backend, const std::vector<DeviceId>& devices, OwnerActivity activity,
          std::uint64_t seed);
 
   /// The next change of any owner; kNever if there is none.

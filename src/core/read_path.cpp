@@ -210,7 +210,8 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
 void Cache::balance(Reader& reader, std::span<FetchItem> items) {
   constexpr double kWorthSplittingNs = 100'000;  // below this, joining two streams costs what it gains
   const auto way = [&](DeviceId device) -> const WayIn& {
-    return ways_in_[static_cast<std::size_t>(device + 1)];
+    const DeviceId from_host = device - kHost;
+    return ways_in_[static_cast<std::size_t>(from_host)];
   };
   double peers_ns = 0;
   double host_ns = 0;

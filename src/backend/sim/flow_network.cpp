@@ -14,7 +14,7 @@ constexpr double kRateMin = 1e-9;  // a byte a second: rounding may leave a port
 
 }  // namespace
 
-FlowNetwork::FlowNetwork(std::vector<double> port_bytes_per_s) {
+FlowNetwork::FlowNetwork(const std::vector<double>& port_bytes_per_s) {
   ports_.reserve(port_bytes_per_s.size());
   for (double bytes_per_s : port_bytes_per_s) ports_.push_back({bytes_per_s / 1e9, 0, 0});
 }

@@ -16,7 +16,7 @@ class FlowNetwork {
  public:
   using FlowId = std::uint32_t;
 
-  explicit FlowNetwork(std::vector<double> port_bytes_per_s);
+  explicit FlowNetwork(const std::vector<double>& port_bytes_per_s);
 
   /// A flow of `bytes` from `now_ns` on, never faster than `cap_bytes_per_s`, through `ports` (which
   /// must outlive it).

@@ -216,7 +216,8 @@ void VirtualEngine::pop_head(Stream& stream) {
 }
 
 void VirtualEngine::run_ready() {
-  for (std::size_t i = 0; i < ready_.size(); ++i) pump(ready_[i]);  // grows while it runs
+  std::size_t next = 0;
+  while (next < ready_.size()) pump(ready_[next++]);  // grows while it runs
   ready_.clear();
 }
 
