@@ -92,11 +92,12 @@ Result<std::uint64_t> parse_count(std::string_view text, std::uint64_t least, st
 
 std::vector<std::string> split_list(std::string_view text) {
   std::vector<std::string> parts;
-  while (!text.empty()) {
-    const auto comma = std::min(text.find(','), text.size());
+  if (text.empty()) return parts;
+  for (auto comma = text.find(','); comma != std::string_view::npos; comma = text.find(',')) {
     parts.emplace_back(trim(text.substr(0, comma)));
-    text.remove_prefix(std::min(comma + 1, text.size()));
+    text.remove_prefix(comma + 1);
   }
+  parts.emplace_back(trim(text));
   return parts;
 }
 

@@ -30,7 +30,6 @@ Exit run(int argc, char** argv) {
   CLI::App app(kAbout, "harvest");
   app.footer(kFirstSteps);
   app.set_version_flag("--version", "harvest " HARVEST_VERSION);
-  app.require_subcommand(1);
   Action chosen;
   harvest::cli::add_topo(app, chosen);
   harvest::cli::add_policy(app, chosen);
@@ -46,6 +45,10 @@ Exit run(int argc, char** argv) {
     const auto typed = app.get_subcommands();
     const std::string command = typed.empty() ? "harvest" : "harvest " + typed.front()->get_name();
     fmt::print(stderr, "{}: {} (see {} --help)\n", command, error.what(), command);
+    return Exit::bad_input;
+  }
+  if (!chosen) {
+    fmt::print(stderr, "harvest: a command is missing: topo, policy, replay or demo (see harvest --help)\n");
     return Exit::bad_input;
   }
   return chosen();
