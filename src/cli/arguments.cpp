@@ -71,6 +71,7 @@ Result<std::uint64_t> parse_bytes(std::string_view text) {
   for (const Unit& unit : kUnits) {
     if (unit.name != unit_name) continue;
     const double bytes = number * static_cast<double>(unit.bytes);
+    if (bytes > 0 && bytes < 1) return wrong();
     if (bytes > static_cast<double>(kMostBytes))
       return fail(ErrorCode::invalid_argument,
                   fmt::format("'{}' is more than the limit of {}", text, format_bytes(kMostBytes)));
@@ -101,6 +102,19 @@ std::vector<std::string> split_list(std::string_view text) {
   return parts;
 }
 
+CLI::Option* add_name(CLI::App& app, const std::string& name, std::string& target,
+                      const std::string& description) {
+  const auto parse = [](const std::string& text) -> Result<std::string> {
+    if (text.empty()) return fail(ErrorCode::invalid_argument, "'' is not a name");
+    return text;
+  };
+  return add_parsed(app, name, target, description, parse)->type_name("NAME")->default_str(target);
+}
+
+void add_json(CLI::App& app, bool& target) {
+  app.add_flag("--json", target, "Print JSON")->disable_flag_override();
+}
+
 CLI::Option* add_bytes(CLI::App& app, const std::string& name, std::uint64_t& target,
                        const std::string& description) {
   return add_parsed(app, name, target, description, parse_bytes)
@@ -112,7 +126,8 @@ CLI::Option* add_count(CLI::App& app, const std::string& name, std::uint64_t& ta
                        const std::string& description) {
   return add_parsed(app, name, target, description,
                     [range](std::string_view text) { return parse_count(text, range.least, range.most); })
-      ->type_name("N");
+      ->type_name("N")
+      ->default_str(fmt::format("{}", target));
 }
 
 CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<std::uint64_t>& target,

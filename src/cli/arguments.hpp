@@ -26,6 +26,11 @@ namespace harvest::cli {
 /// Options that parse with the functions above. The value in `target` is the default that help shows.
 CLI::Option* add_bytes(CLI::App& app, const std::string& name, std::uint64_t& target,
                        const std::string& description);
+/// Any text but an empty one.
+CLI::Option* add_name(CLI::App& app, const std::string& name, std::string& target,
+                      const std::string& description);
+/// `--json`.
+void add_json(CLI::App& app, bool& target);
 struct CountRange {
   std::uint64_t least = 0;
   std::uint64_t most = UINT64_MAX;

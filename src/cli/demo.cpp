@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/arguments.hpp"
 #include "cli/command.hpp"
 #include "cli/demo_world.hpp"
 #include "cli/output.hpp"
@@ -268,12 +269,10 @@ void add_demo(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("demo", "See Harvest do its job, in a few seconds");
   command->footer(kTeaching);
-  command
-      ->add_option("--system", options->system,
-                   "The machine: a preset (see harvest topo --help) or a JSON file")
-      ->type_name("NAME|FILE")
-      ->capture_default_str();
-  command->add_flag("--json", options->json, "Print JSON");
+  add_name(*command, "--system", options->system,
+           "The machine: a preset (see harvest topo --help) or a JSON file")
+      ->type_name("NAME|FILE");
+  add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
 }
 

@@ -58,7 +58,6 @@ Status check_policies(const std::vector<std::string>& names) {
     if (std::find(known.begin(), known.end(), name) == known.end())
       return fail(ErrorCode::not_found,
                   fmt::format("--policies: no policy is named '{}'; known are {}", name, joined(known)));
-  if (names.empty()) return fail(ErrorCode::invalid_argument, "--policies: the list is empty");
   return {};
 }
 
@@ -138,10 +137,10 @@ void add_policy(CLI::App& app, Action& chosen) {
   // Far beyond any trace, and small enough for arithmetic on multiples of it.
   constexpr CountRange kCapacities{1, 1'000'000'000};
   add_counts(*command, "--capacity-blocks", options->capacities, kCapacities, "How many blocks fit");
-  command->add_option("--policies", options->policies, "Some of " + joined(all_policies()))
+  add_name(*command, "--policies", options->policies, "Some of " + joined(all_policies()))
       ->type_name("P,Q,...")
       ->default_str("all");
-  command->add_flag("--json", options->json, "Print JSON");
+  add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
 }
 

@@ -57,8 +57,14 @@ struct Comparison {
 /// `wanted` bytes, of which a device has `limit`.
 Status check_size(const char* option, std::uint64_t wanted, std::uint64_t limit, const std::string& whose) {
   if (wanted <= limit) return {};
-  return fail(ErrorCode::invalid_argument, fmt::format("{}: {} do not fit: {} has {}", option,
-                                                       format_bytes(wanted), whose, format_bytes(limit)));
+  std::string much = format_bytes(wanted);
+  std::string most = format_bytes(limit);
+  if (much == most) {  // they differ in digits that this does not show
+    much = fmt::format("{} B", wanted);
+    most = fmt::format("{} B", limit);
+  }
+  return fail(ErrorCode::invalid_argument,
+              fmt::format("{}: {} do not fit: {} has {}", option, much, whose, most));
 }
 
 Status check_sizes(const Options& options, const Workload& workload) {
@@ -304,33 +310,24 @@ void add_replay(CLI::App& app, Action& chosen) {
       app.add_subcommand("replay", "Replay KV-cache traffic with and without peers (simulated)");
   command->footer(kTeaching);
   add_trace(*command, options->trace);
-  command
-      ->add_option("--system", options->system,
-                   "The machine: a preset (see harvest topo --help) or a JSON file")
-      ->type_name("NAME|FILE")
-      ->capture_default_str();
-  command->add_option("--model", options->model, "Whose KV cache: " + model_names())
-      ->type_name("NAME")
-      ->capture_default_str();
+  add_name(*command, "--system", options->system,
+           "The machine: a preset (see harvest topo --help) or a JSON file")
+      ->type_name("NAME|FILE");
+  add_name(*command, "--model", options->model, "Whose KV cache: " + model_names());
   add_bytes(*command, "--local", options->local_bytes, "The consumer's own memory for blocks");
   add_bytes(*command, "--peer", options->peer_bytes, "Memory used on each peer, at most");
   add_bytes(*command, "--host", options->host_bytes, "Pinned host memory for blocks");
   std::string policies;
   for (const std::string_view name : eviction_policy_names())
     policies += fmt::format("{}{}", policies.empty() ? "" : ", ", name);
-  command
-      ->add_option("--policy", options->policy,
-                   "Eviction in all tiers: " + policies + " (default: the library's, by tier)")
-      ->type_name("NAME");
-  command
-      ->add_option("--owner-activity", options->owner_activity,
-                   "What the peers' owners do: none, steady, bursty")
-      ->type_name("NAME")
-      ->capture_default_str();
-  add_count(*command, "--seed", options->seed, {0, UINT32_MAX}, "Of the owners' activity")
-      ->capture_default_str();
-  add_count(*command, "--requests", options->requests, {1, kMostRequests}, "Only the first N requests");
-  command->add_flag("--json", options->json, "Print JSON");
+  add_name(*command, "--policy", options->policy,
+           "Eviction in all tiers: " + policies + " (default: the library's, by tier)");
+  add_name(*command, "--owner-activity", options->owner_activity,
+           "What the peers' owners do: none, steady, bursty");
+  add_count(*command, "--seed", options->seed, {0, UINT32_MAX}, "Of the owners' activity");
+  add_count(*command, "--requests", options->requests, {1, kMostRequests}, "Only the first N requests")
+      ->default_str("all");
+  add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/arguments.hpp"
 #include "cli/command.hpp"
 #include "cli/output.hpp"
 
@@ -164,9 +165,9 @@ void add_topo(CLI::App& app, Action& chosen) {
   std::string known;
   for (const std::string_view name : machine_preset_names())
     known += fmt::format("{}{}", known.empty() ? "" : ", ", name);
-  command->add_option("--system", options->system, "The machine: " + known + ", or a JSON file")
+  add_name(*command, "--system", options->system, "The machine: " + known + ", or a JSON file")
       ->type_name("NAME|FILE");
-  command->add_flag("--json", options->json, "Print JSON");
+  add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
 }
 
