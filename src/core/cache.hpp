@@ -210,6 +210,8 @@ class Cache {
                                     StreamId stream) HARVEST_REQUIRES(control_);
   [[nodiscard]] Status write_copy(Object& object, Tier tier, const void* source, DeviceId source_device,
                                   StreamId stream) HARVEST_REQUIRES(control_);
+  [[nodiscard]] Result<EventId> copy_and_record(StreamId stream, Route route, const harvest::Copy& run)
+      HARVEST_REQUIRES(control_);
   void write_faster_copies(Object& object, const void* source, const PutOptions& options, StreamId stream)
       HARVEST_REQUIRES(control_);
   void retire(Object& object, DropReason reason) HARVEST_REQUIRES(control_);
@@ -241,6 +243,7 @@ class Cache {
   void enter_policy(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   void drop_copy(Object& object, Tier tier, DropReason reason) HARVEST_REQUIRES(control_);
   bool finish_leaving(Object& object, Tier tier) HARVEST_REQUIRES(control_);
+  [[nodiscard]] Result<EventId> record_apart(StreamId stream);
   [[nodiscard]] std::vector<EventId> events_of_users(const Object& object) HARVEST_REQUIRES(control_);
   void wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events)
       HARVEST_REQUIRES(control_);

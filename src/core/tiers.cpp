@@ -335,11 +335,18 @@ void Cache::finish_all_leaving() {
   });
 }
 
+/// An event on a caller's stream. Between a fetch's copy and its own event, this one would take the news of a
+/// failure away from it.
+Result<EventId> Cache::record_apart(StreamId stream) {
+  MutexLock lock(reader_of(stream).mutex);
+  return backend_.record_event(stream);
+}
+
 std::vector<EventId> Cache::events_of_users(const Object& object) {
   std::vector<EventId> events;
   const auto add = [&](std::uint32_t stream) {
     // A stream that is not known any more was forgotten, and its work waited for then.
-    if (const auto event = backend_.record_event(static_cast<StreamId>(stream))) events.push_back(*event);
+    if (const auto event = record_apart(static_cast<StreamId>(stream))) events.push_back(*event);
   };
   const std::uint64_t used_by = object.used_by.load(std::memory_order_acquire);
   for (std::uint32_t stream = 1; stream < kOverflowStreamBit; ++stream)

@@ -137,8 +137,7 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
   this->place(object, tier, *place);
   Copy& copy = object.copy(tier);
   const harvest::Copy run{copy.slot.address, static_cast<const std::byte*>(source), bytes};
-  const Status given = backend_.copy(stream, {source_device, copy.device}, {&run, 1});
-  const Result<EventId> ready = given ? backend_.record_event(stream) : tl::unexpected(given.error());
+  const Result<EventId> ready = copy_and_record(stream, {source_device, copy.device}, run);
   if (!ready) {
     if (tier == Tier::peer) report_trouble(copy.device);
     free_slot(object, tier, std::move(place->allocation.after));
@@ -148,6 +147,14 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
   copy.ready = *ready;
   counters_.written_bytes[static_cast<std::size_t>(tier)] += bytes;
   return {};
+}
+
+/// Gives a copy, and the event that tells how it ends. An event tells of failures since the event before it,
+/// so nobody may record one in between: fetches on the same stream have to wait.
+Result<EventId> Cache::copy_and_record(StreamId stream, Route route, const harvest::Copy& run) {
+  MutexLock lock(reader_of(stream).mutex);
+  if (Status given = backend_.copy(stream, route, {&run, 1}); !given) return tl::unexpected(given.error());
+  return backend_.record_event(stream);
 }
 
 /// The bytes are on a GPU now: writing them to a faster tier from there costs the least.
@@ -178,7 +185,7 @@ Status Cache::erase(const Key& key) {
 }
 
 Status Cache::forget_stream(StreamId stream) {
-  const auto event = backend_.record_event(stream);
+  const auto event = record_apart(stream);
   if (!event) return tl::unexpected(event.error());
   backend_.wait_event(*event, kNever);
   backend_.release_event(*event);
