@@ -157,7 +157,8 @@ class Backend {
   virtual Status stream_wait(StreamId stream, EventId event) = 0;
 
   /// Blocks until `event` is no longer pending or the clock reaches `deadline_ns`; moves virtual time.
-  /// Returns the event's state then.
+  /// Returns the event's state then. In virtual time it returns `pending` at once where nothing under
+  /// way can complete the event and there is no deadline.
   virtual EventState wait_event(EventId event, TimeNs deadline_ns) = 0;
 
   // --- work --------------------------------------------------------------------------------------

@@ -85,8 +85,10 @@ inline constexpr Cost kBlackwellIssueBatched{3'150,
 inline constexpr Cost kRtx4090Issue{2'800, "estimate: kekzl/imp#1409, one pinned copy on an RTX 5090"};
 inline constexpr Cost kRtx4090IssueBatched{2'300, "estimate: as DGX H100"};
 inline constexpr Cost kNvlinkLatency{2'000, "measured: NVIDIA/cuda-samples#230, peer access on, 1.8-2.3 us"};
-inline constexpr Cost kPcieToDeviceLatency{2'800, "measured: NVlabs/cuda-oxide#976, fit on an RTX 4090"};
-inline constexpr Cost kPcieToHostLatency{1'900, "measured: NVlabs/cuda-oxide#976, fit on an RTX 4090"};
+inline constexpr Cost kPcieToDeviceLatency{
+    2'800, "measured on an RTX 4090, estimate elsewhere: NVlabs/cuda-oxide#976"};
+inline constexpr Cost kPcieToHostLatency{
+    1'900, "measured on an RTX 4090, estimate elsewhere: NVlabs/cuda-oxide#976"};
 inline constexpr Cost kC2cLatency{2'000, "estimate: as NVLink"};
 inline constexpr Cost kKernelLatency{1'000, "estimate: start of a copy kernel"};
 
