@@ -52,7 +52,8 @@ void Cache::collect_pools() {
       return true;
     });
     if (!settling.events.empty()) return false;
-    told_.push_back({CacheEvent::Kind::settled, settling.key, settling.generation, kHost});
+    if (config_.on_event)
+      told_.push_back({CacheEvent::Kind::settled, settling.key, settling.generation, kHost});
     return true;
   });
 }

@@ -32,6 +32,10 @@
 ///   lock is gone (I8).
 namespace harvest::core {
 
+/// What a fill is for, where no reclaim's number says so.
+inline constexpr std::uint64_t kPromotion = 0;
+inline constexpr std::uint64_t kReclaimIsOver = UINT64_MAX;  ///< a fenced segment may outlast its reclaim
+
 /// A copy being written in the background from another copy, which it keeps pinned. Readers see it when it
 /// is complete, never before: if it fails, nobody has been told of it (I3).
 struct Fill {
@@ -41,7 +45,7 @@ struct Fill {
       nullptr;  ///< the same object; or, in a move between peers, the one that `object` will replace
   Tier from = Tier::none;
   EventId done = EventId::none;
-  std::uint64_t reclaim = 0;  ///< the reclaim that this move serves, 0 for a promotion
+  std::uint64_t reclaim = kPromotion;  ///< the reclaim that this move serves, or none that is still open
 };
 
 /// One copy of one generation, in a list of things to look at later.

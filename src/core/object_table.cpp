@@ -15,9 +15,11 @@ std::uint64_t hash_of(const Key& key) {
   return h * 0xD6E8FEB86659FD93ULL;
 }
 
+// Acquire, as are all loads of a walk: who sees what came after an unlink also sees the version that it
+// changed, and looks again.
 bool holds_key(const Object& object, const Key& key) {
-  return object.key_low.load(std::memory_order_relaxed) == key.low &&
-         object.key_high.load(std::memory_order_relaxed) == key.high;
+  return object.key_low.load(std::memory_order_acquire) == key.low &&
+         object.key_high.load(std::memory_order_acquire) == key.high;
 }
 
 std::uint64_t visible_bits(TierSet tiers) {
@@ -57,7 +59,7 @@ Pinned ObjectTable::find_and_pin(const Key& key, TierSet allowed) const {
     while (index != 0) {
       Object& object = objects_[index];
       if (holds_key(object, key)) {
-        const Tier tier = first_visible(object.meta.load(std::memory_order_relaxed), allowed);
+        const Tier tier = first_visible(object.meta.load(std::memory_order_acquire), allowed);
         if (tier != Tier::none) {
           const std::uint64_t meta = object.meta.fetch_add(one_pin(tier), std::memory_order_acquire);
           const bool seen = (meta & visible_bit(tier)) != 0;
@@ -98,8 +100,8 @@ Object* ObjectTable::create(const Key& key, Generation generation) {
   // pins a visible copy compares the key after, and must see the new one.
   Object& object = objects_[index];
   object.key = key;
-  object.key_high.store(key.high, std::memory_order_relaxed);
-  object.key_low.store(key.low, std::memory_order_relaxed);
+  object.key_high.store(key.high, std::memory_order_release);
+  object.key_low.store(key.low, std::memory_order_release);
   object.generation.store(generation, std::memory_order_relaxed);
   return &object;
 }
@@ -124,7 +126,7 @@ void ObjectTable::recycle(Object& object) {
 
 void ObjectTable::link(Object& object) {
   std::atomic<std::uint32_t>& head = heads_[bucket_of(object.key)];
-  object.next.store(head.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  object.next.store(head.load(std::memory_order_relaxed), std::memory_order_release);
   head.store(object.index.load(std::memory_order_relaxed), std::memory_order_release);
   object.linked = true;
 }

@@ -162,7 +162,7 @@ void Cache::empty_segment(Peer& peer, std::uint32_t segment) {
           if (reclaim != nullptr) reclaim->report.lost_bytes += bytes;
           lose(object, revocation_reason(reclaim));
         } else {
-          move_away(peer, object, reclaim == nullptr ? 0 : reclaim->id);
+          move_away(peer, object, reclaim == nullptr ? kReclaimIsOver : reclaim->id);
         }
         break;
     }
@@ -172,7 +172,8 @@ void Cache::empty_segment(Peer& peer, std::uint32_t segment) {
 /// The only copy of an object goes to another peer if one has room, else to host memory.
 void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
   for (const Fill& fill : fills_)
-    if (fill.source == &object && fill.from == Tier::peer && fill.reclaim != 0) return;  // on its way
+    if (fill.source == &object && fill.from == Tier::peer && fill.reclaim != kPromotion)
+      return;  // on its way
 
   // A second copy on a peer needs an object of its own; it takes the first one's place when it is complete.
   const Generation generation = object.generation.load(std::memory_order_relaxed);
@@ -185,7 +186,8 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     twin->heat = object.heat;
     twin->heat_at_ns = object.heat_at_ns;
     if (auto place = allocate(Tier::peer, *twin, false)) {
-      if (topology_.usable_as_peer(peer.device, place->pool->config().device)) {
+      const DeviceId there = place->pool->config().device;  // another segment of the same peer is as good
+      if (there == peer.device || topology_.usable_as_peer(peer.device, there)) {
         if (begin_fill(object, Tier::peer, *twin, Tier::peer, std::move(*place), reclaim)) return;
       } else {
         place->pool->release(place->allocation.slot, std::move(place->allocation.after));
@@ -193,6 +195,8 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     }
     table_.recycle(*twin);
   }
+  // Looking for room asks the drivers, and may so have found this very peer lost.
+  if (object.copy(Tier::peer).state != CopyState::live) return;
   if (object.copy(Tier::host).state != CopyState::none) return;
   if (auto place = allocate(Tier::host, object, true))
     static_cast<void>(begin_fill(object, Tier::peer, object, Tier::host, std::move(*place), reclaim));

@@ -219,12 +219,12 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
   Copy& written = object.copy(to);
   const Status given = backend_.copy(stream, {from_device, written.device}, {&copy, 1});
   const Result<EventId> done = given ? backend_.record_event(stream) : tl::unexpected(given.error());
-  if (!reclaim) ++counters_.promotions;
+  if (reclaim == kPromotion) ++counters_.promotions;
   if (!done) {
     unpin(source, from);
     report_trouble(to == Tier::peer ? written.device : from_device);
     free_slot(object, to, std::move(place.allocation.after));
-    if (!reclaim) ++counters_.promotions_failed;
+    if (reclaim == kPromotion) ++counters_.promotions_failed;
     return false;
   }
   release_events(place);
@@ -261,12 +261,17 @@ void Cache::end_fill(const Fill& fill, bool arrived) {
   const DeviceId device = copy.device;
 
   if (!arrived) report_trouble(fill.to == Tier::peer ? device : source.copy(fill.from).device);
-  // A source that is live now was written well; one that left may have done so because its write failed.
-  const bool wanted = source.linked && source.copy(fill.from).state == CopyState::live &&
-                      (fill.reclaim != 0 || !in_fenced_segment(copy, fill.to));
+  // One that left may have done so because its write failed; of one that is live that may not be known yet.
+  const Copy& read = source.copy(fill.from);
+  const bool was_written =
+      read.state == CopyState::live &&
+      (read.ready == EventId::none || backend_.query_event(read.ready) == EventState::complete);
+  const Peer* peer = fill.to == Tier::peer ? find_peer(device) : nullptr;
+  const bool wanted = source.linked && was_written && (peer == nullptr || !peer->lost) &&
+                      (fill.reclaim != kPromotion || !in_fenced_segment(copy, fill.to));
   if (!arrived || !wanted) {
     free_slot(object, fill.to, {});
-    if (fill.reclaim == 0) ++counters_.promotions_failed;
+    if (fill.reclaim == kPromotion) ++counters_.promotions_failed;
     if (moves_between_peers)
       table_.recycle(object);
     else
@@ -276,7 +281,7 @@ void Cache::end_fill(const Fill& fill, bool arrived) {
 
   counters_.written_bytes[static_cast<std::size_t>(fill.to)] += bytes;
   reveal(object, fill.to);
-  if (fill.reclaim == 0) {
+  if (fill.reclaim == kPromotion) {
     ++counters_.promotions_completed;
     enter_policy(object, fill.to);
     return;
@@ -456,7 +461,8 @@ void Cache::promote_wished() {
     const bool may_evict =
         by_caller || admission(wanted.tier).admit(object.key, facts_of(object, wanted.tier), false);
     auto place = allocate(wanted.tier, object, may_evict);
-    if (place) static_cast<void>(begin_fill(object, source, object, wanted.tier, std::move(*place), 0));
+    if (place)
+      static_cast<void>(begin_fill(object, source, object, wanted.tier, std::move(*place), kPromotion));
     unpin(object, source);
     if (!place && !by_caller && wanted.tier == Tier::local) static_cast<void>(wish(object, Tier::peer));
   }

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/world.hpp"
+
+/// Orders of events that are rare, and that once went wrong.
+namespace harvest::testing {
+namespace {
+
+PutOptions backed_by(Backing backing) {
+  PutOptions options;
+  options.backing = backing;
+  return options;
+}
+
+/// A reclaim may be fulfilled by one large segment while a smaller one, fenced for it too, still holds an
+/// object that had nowhere to go. That object moves to a peer later, when no reclaim is open any more.
+TEST(ReclaimTest, WhatStaysInAFencedSegmentMovesWhenItsReclaimIsOver) {
+  PeerCacheConfig config = small_config();
+  config.host_budget_bytes = 0;
+  config.peer_budget_bytes = 12 * MiB;
+  config.segment_min_bytes = 2 * MiB;
+  config.segment_max_bytes = 2 * MiB;
+  config.peers = {1, 2};
+  World world(config, {}, "dgx-h100");
+  // Fill both peers: on each a small segment that is cold, and a large one that is hot.
+  const std::uint64_t small = 2 * MiB;
+  const std::uint64_t large = 10 * MiB;
+  ASSERT_TRUE(world.put(1, 1, large, backed_by(Backing::lossy)));
+  ASSERT_TRUE(world.put(2, 1, large, backed_by(Backing::lossy)));
+  ASSERT_TRUE(world.put(3, 1, small, backed_by(Backing::spill)));
+  ASSERT_TRUE(world.put(4, 1, small, backed_by(Backing::spill)));
+  world.settle();
+  for (int i = 0; i < 200; ++i) {
+    world.fetch(1, 1, large);
+    world.fetch(2, 1, large);
+    world.cache->poll();
+  }
+  ASSERT_EQ(world.backend->mapped_bytes(1), small + large);
+  ASSERT_EQ(world.backend->mapped_bytes(2), small + large);
+
+  const auto report = world.cache->reclaim(1, small + 1, world.backend->now_ns() + 100'000'000);
+  ASSERT_TRUE(report.has_value());
+  ASSERT_TRUE(report->finished);
+  ASSERT_EQ(report->lost_bytes, large);
+  ASSERT_EQ(world.backend->mapped_bytes(1), small) << "the spill object has nowhere to go";
+
+  // When the peer may grow again, there is somewhere to go.
+  world.pass_time(100'000'000);
+  world.audit();
+  EXPECT_EQ(world.fetch(3, 1, small), Tier::peer);
+  EXPECT_EQ(world.fetch(4, 1, small), Tier::peer);
+  EXPECT_EQ(world.count(CacheEvent::Kind::spilled), 1U) << "moved once, and linked";
+  EXPECT_EQ(world.backend->mapped_bytes(1), small) << "the fenced segment went back";
+}
+
+}  // namespace
+}  // namespace harvest::testing
