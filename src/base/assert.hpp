@@ -12,8 +12,8 @@ namespace harvest {
 
 /// Stops at a programmer's error, in release builds too. For what an operator, a device or an input can
 /// cause there are error values.
-#define HARVEST_ASSERT(condition, why)                                            \
-  do {                                                                            \
-    if (!(condition)) [[unlikely]]                                                \
-      ::harvest::assertion_failed(__FILE__, __LINE__, #condition, why);           \
+#define HARVEST_ASSERT(condition, why)                                  \
+  do {                                                                  \
+    if (!(condition)) [[unlikely]]                                      \
+      ::harvest::assertion_failed(__FILE__, __LINE__, #condition, why); \
   } while (false)
