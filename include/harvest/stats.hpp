@@ -46,7 +46,7 @@ struct PoolStats {
 struct CacheStats {
   /// Items of `fetch` and calls of `acquire`: `reads == hits[local] + hits[peer] + hits[host] + misses`.
   std::uint64_t reads = 0;
-  std::array<std::uint64_t, kTiers> hits{};  ///< by the fastest Tier that had it
+  std::array<std::uint64_t, kTiers> hits{};  ///< by the Tier that served
   std::uint64_t misses = 0;
 
   std::uint64_t fetches = 0;                          ///< batches

@@ -95,7 +95,6 @@ Object* ObjectTable::create(const Key& key, Generation generation) {
   } else {
     return nullptr;
   }
-  ++alive_;
   // The key is in place before anything of the object is shown: a reader who comes by a stale index and
   // pins a visible copy compares the key after, and must see the new one.
   Object& object = objects_[index];
@@ -120,7 +119,6 @@ void ObjectTable::recycle(Object& object) {
   object.recompute_cost_ns = 0;
   object.heat = 0;
   object.generation.store(0, std::memory_order_relaxed);
-  --alive_;
   recycled_.push_back(object.index.load(std::memory_order_relaxed));
 }
 
@@ -129,6 +127,7 @@ void ObjectTable::link(Object& object) {
   object.next.store(head.load(std::memory_order_relaxed), std::memory_order_release);
   head.store(object.index.load(std::memory_order_relaxed), std::memory_order_release);
   object.linked = true;
+  ++linked_;
 }
 
 void ObjectTable::unlink(Object& object) {
@@ -141,6 +140,7 @@ void ObjectTable::unlink(Object& object) {
   }
   link->store(object.next.load(std::memory_order_relaxed), std::memory_order_release);
   object.linked = false;
+  --linked_;
   versions_[bucket % kVersionStripes].value.fetch_add(1, std::memory_order_release);
 }
 

@@ -152,7 +152,8 @@ class ObjectTable {
   void unlink(Object& object);
   [[nodiscard]] Object* find(const Key& key) const;
   [[nodiscard]] Object& at(std::uint32_t index) const { return objects_[index]; }
-  [[nodiscard]] std::uint32_t size() const { return alive_; }
+  /// How many are linked.
+  [[nodiscard]] std::uint32_t size() const { return linked_; }
   [[nodiscard]] std::uint32_t max_objects() const { return max_objects_; }
 
   /// Calls `visit` for every object that was created and not recycled, in order of index.
@@ -173,7 +174,7 @@ class ObjectTable {
   [[nodiscard]] std::size_t bucket_of(const Key& key) const;
 
   std::uint32_t max_objects_;
-  std::uint32_t alive_ = 0;
+  std::uint32_t linked_ = 0;
   std::uint32_t constructed_ = 0;  ///< indices 1..constructed_ hold objects; 0 means none
   Object* objects_ = nullptr;      ///< raw memory, touched as objects are constructed
   std::vector<std::uint32_t> recycled_;

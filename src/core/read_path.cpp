@@ -198,7 +198,6 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
       continue;
     }
     if (pinned.pending && ending != nullptr) ending->early.push_back(&item);
-    log_.record(pinned.tier, object.index.load(std::memory_order_relaxed), AccessLog::How::fetched);
     reader.items.push_back({&object, pinned.tier, object.device[tier].load(std::memory_order_relaxed),
                             object.address[tier].load(std::memory_order_relaxed),
                             static_cast<std::uint32_t>(i)});
@@ -279,7 +278,14 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
     backend_.release_event(joined);
   }
   // The copies are in the stream, and the object knows the stream: from here on that mark protects them.
-  for (const Reader::Item& entry : all) unpin(*entry.object, entry.tier);
+  for (const Reader::Item& entry : all) {
+    const Tier served = items[entry.index].served;
+    if (served == Tier::none)
+      log_.record_miss();
+    else
+      log_.record(served, entry.object->index.load(std::memory_order_relaxed), AccessLog::How::fetched);
+    unpin(*entry.object, entry.tier);
+  }
 }
 
 StreamId Cache::side_stream(Reader& reader, StreamId stream, bool host_beside_others) {

@@ -172,5 +172,33 @@ TEST(FailedCopyTest, WithoutHostMemoryAPutSaysSo) {
   }
 }
 
+TEST(FailedCopyTest, AHitIsCountedWhereItWasServed) {
+  World world;
+  ASSERT_TRUE(world.put(1, 1, MiB));
+  ASSERT_TRUE(world.put(2, 1, MiB, backed_by(Backing::lossy)));
+  world.settle();
+  ASSERT_EQ(world.cache->locate(1), Tier::peer);
+  ASSERT_TRUE(world.backend->set_link_up(1, 0, false).has_value());
+  EXPECT_EQ(world.fetch(1, 1, MiB), Tier::host);
+  EXPECT_EQ(world.fetch(2, 1, MiB), Tier::none);
+  const CacheStats stats = world.cache->stats();
+  EXPECT_EQ(stats.reads, 2U);
+  EXPECT_EQ(stats.hits[static_cast<std::size_t>(Tier::host)], 1U);
+  EXPECT_EQ(stats.hits[static_cast<std::size_t>(Tier::peer)], 0U);
+  EXPECT_EQ(stats.misses, 1U);
+}
+
+TEST(FailedCopyTest, ObjectsAreCountedWhileTheyCanBeFound) {
+  World world;
+  ASSERT_TRUE(world.put(1, 1, MiB));
+  world.settle();
+  const Lease lease = world.cache->acquire(1, StreamId::none);
+  ASSERT_TRUE(lease);
+  ASSERT_TRUE(world.put(1, 2, MiB));
+  EXPECT_EQ(world.cache->stats().objects, 1U);
+  ASSERT_TRUE(world.cache->erase(1));
+  EXPECT_EQ(world.cache->stats().objects, 0U);
+}
+
 }  // namespace
 }  // namespace harvest::testing

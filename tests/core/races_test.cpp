@@ -129,7 +129,6 @@ TEST_F(MeetingTest, AFetchDoesNotHideTheFailureOfAPut) {
 
 // A put that waits answers for its own copy, whatever becomes of the object meanwhile.
 TEST_F(MeetingTest, APutThatIsErasedAtOnceWasStoredAllTheSame) {
-  PeerCacheConfig config = small_config();
   const std::vector<std::byte> source = content(3, 1, MiB);
   std::thread eraser([this] {
     while (!cache_->erase(3)) std::this_thread::yield();
