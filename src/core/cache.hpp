@@ -277,6 +277,7 @@ class Cache {
   void sample_peers() HARVEST_REQUIRES(control_);
   void sample(Peer& peer) HARVEST_REQUIRES(control_);
   void shrink_to_allowed(Peer& peer) HARVEST_REQUIRES(control_);
+  [[nodiscard]] double most_tokens() const;
   [[nodiscard]] std::uint64_t growable_bytes(const Peer& peer, TimeNs now_ns) const
       HARVEST_REQUIRES(control_);
   [[nodiscard]] Status grow(Peer& peer, std::uint64_t object_bytes) HARVEST_REQUIRES(control_);

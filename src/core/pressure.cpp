@@ -48,11 +48,9 @@ void Cache::sample(Peer& peer) {
     const double faded = peer.burst_bytes * std::exp2(-elapsed / kBurstHalfLifeNs);
     peer.burst_bytes = std::max(faded, static_cast<double>(rise));
   }
-  peer.growth_tokens_bytes =
-      first ? static_cast<double>(config_.pressure.growth_bytes_per_s)
-            : std::min(peer.growth_tokens_bytes +
-                           elapsed * 1e-9 * static_cast<double>(config_.pressure.growth_bytes_per_s),
-                       kMostTokensNs * 1e-9 * static_cast<double>(config_.pressure.growth_bytes_per_s));
+  const auto growth_per_s = static_cast<double>(config_.pressure.growth_bytes_per_s);
+  const double earned = peer.growth_tokens_bytes + elapsed * 1e-9 * growth_per_s;
+  peer.growth_tokens_bytes = first ? most_tokens() : std::min(earned, most_tokens());
   peer.others_bytes = others;
   peer.sampled = *memory;
   peer.sampled_ns = now;
@@ -74,6 +72,10 @@ void Cache::shrink_to_allowed(Peer& peer) {
                true);
 }
 
+double Cache::most_tokens() const {
+  return kMostTokensNs * 1e-9 * static_cast<double>(config_.pressure.growth_bytes_per_s);
+}
+
 std::uint64_t Cache::growable_bytes(const Peer& peer, TimeNs now_ns) const {
   if (!in_service(peer, now_ns) || now_ns < peer.no_growth_before_ns) return 0;
   // What an owner waits for is not taken anew meanwhile.
@@ -88,8 +90,11 @@ std::uint64_t Cache::growable_bytes(const Peer& peer, TimeNs now_ns) const {
           : 0;
   const std::uint64_t by_budget =
       config_.peer_budget_bytes - std::min(config_.peer_budget_bytes, peer.pool->mapped_bytes());
-  return std::min(
-      {by_device, by_budget, static_cast<std::uint64_t>(std::max(0.0, peer.growth_tokens_bytes))});
+  // All that can add up lets any segment in, and leaves a debt if it is larger: a slow rate is not a ban.
+  const std::uint64_t by_rate = peer.growth_tokens_bytes >= most_tokens()
+                                    ? UINT64_MAX
+                                    : static_cast<std::uint64_t>(std::max(0.0, peer.growth_tokens_bytes));
+  return std::min({by_device, by_budget, by_rate});
 }
 
 Status Cache::grow(Peer& peer, std::uint64_t object_bytes) {

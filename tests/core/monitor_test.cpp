@@ -43,6 +43,21 @@ TEST(MonitorTest, GrowthIsLimitedInRate) {
   EXPECT_EQ(world.backend->mapped_bytes(1), 12 * MiB);
 }
 
+TEST(MonitorTest, ASlowRateStillLetsSegmentsInOneByOne) {
+  PeerCacheConfig config = small_config();
+  config.host_budget_bytes = 128 * MiB;
+  config.pressure.growth_bytes_per_s = MiB;  // a segment every two seconds
+  World world(config);
+  put_many(world, 1);
+  EXPECT_EQ(world.backend->mapped_bytes(1), 2 * MiB);
+  world.pass_time(1'500'000'000);
+  put_many(world, 101);
+  EXPECT_EQ(world.backend->mapped_bytes(1), 2 * MiB) << "the first is not paid for yet";
+  world.pass_time(1'500'000'000);
+  put_many(world, 201);
+  EXPECT_EQ(world.backend->mapped_bytes(1), 4 * MiB);
+}
+
 TEST(MonitorTest, ABurstRaisesTheReserveForAWhile) {
   World world;
   const auto reserve = [&] { return world.cache->stats().pools[0].reserve_bytes; };
