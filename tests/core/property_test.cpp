@@ -46,7 +46,7 @@ TEST(PropertyTest, OneSeed) {
 }
 
 TEST(DeterminismTest, SameSeedSameTrace) {
-  for (const std::uint64_t seed : {101, 102, 103}) {
+  for (const std::uint64_t seed : {101U, 102U, 103U}) {
     std::uint64_t hashes[2] = {};
     for (std::uint64_t& hash : hashes) {
       Scenario scenario({.seed = seed, .faults = true});
