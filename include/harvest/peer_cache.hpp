@@ -193,8 +193,8 @@ class PeerCache {
   /// Stores `bytes` bytes under `key` and answers the generation. A key that exists is replaced: from
   /// then on reads get the new bytes, and leases on the old ones stay good. `source` is read in the
   /// order of `options.stream` (an `external_host` source is not copied and stays the caller's).
-  /// Errors: invalid_argument; out_of_memory (no room: the key keeps its old content); copy_failed,
-  /// unavailable.
+  /// Errors: invalid_argument; out_of_memory, unavailable, copy_failed: the key keeps its old content, unless
+  /// the copy failed in flight, after the old content had made way; then the key is gone, and told as lost.
   Result<Generation> put(const Key& key, const void* source, std::uint64_t bytes,
                          const PutOptions& options = {});
 
@@ -207,6 +207,8 @@ class PeerCache {
   /// after all work already given to `stream`, before all that is given later. Returns when the copies
   /// are submitted; each item tells its outcome. A copy that cannot be submitted is served from the
   /// next tier. Up to two paths (peers, host) carry a batch at the same time.
+  /// A copy that fails in flight, after the call has returned, is noticed by `poll`, which takes its path out
+  /// of service, but this caller is not told: who must know uses `fetch_and_wait`.
   /// Errors: invalid_argument (the stream is not the consumer's; null destination).
   Status fetch(std::span<FetchItem> items, StreamId stream);
 

@@ -121,7 +121,7 @@ struct Reader {
     const std::byte* source;
     std::uint32_t index;  ///< in the caller's batch
   };
-  /// The end of one group of copies.
+  /// The end of one group of copies; no event if none could be recorded.
   struct Watch {
     EventId event = EventId::none;
     DeviceId source = kHost;
@@ -248,7 +248,8 @@ class Cache {
   void drop_copy(Object& object, Tier tier, DropReason reason) HARVEST_REQUIRES(control_);
   bool finish_leaving(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   [[nodiscard]] Result<EventId> record_apart(StreamId stream);
-  [[nodiscard]] std::vector<EventId> events_of_users(const Object& object) HARVEST_REQUIRES(control_);
+  [[nodiscard]] std::optional<std::vector<EventId>> events_of_users(const Object& object)
+      HARVEST_REQUIRES(control_);
   void wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events)
       HARVEST_REQUIRES(control_);
   void forget_if_gone(Object& object) HARVEST_REQUIRES(control_);
@@ -317,6 +318,7 @@ class Cache {
   void tell(CacheEvent::Kind kind, const Object& object, DeviceId device) HARVEST_REQUIRES(control_);
 
   // --- all
+  void order_after(StreamId stream, EventId event);
   [[nodiscard]] memory::Pool* pool_of(Tier tier, DeviceId device) const HARVEST_REQUIRES(control_);
   [[nodiscard]] Peer* find_peer(DeviceId device) HARVEST_REQUIRES(control_);
   [[nodiscard]] EvictionPolicy& eviction(Tier tier) HARVEST_REQUIRES(control_) {

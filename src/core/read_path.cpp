@@ -92,13 +92,14 @@ Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
                   stream, &ending);
     TierSet failed = 0;
     for (const Reader::Watch& watch : ending.watches) {
-      if (backend_.wait_event(watch.event, kNever) == EventState::failed) {
+      const bool unknown = watch.event == EventId::none;  // and so nobody can say that it is over
+      if (unknown || backend_.wait_event(watch.event, kNever) == EventState::failed) {
         failed |= tier_bit(watch.source == kHost              ? Tier::host
                            : watch.source == config_.consumer ? Tier::local
                                                               : Tier::peer);
         report_trouble(watch.source);
       }
-      backend_.release_event(watch.event);
+      if (!unknown) backend_.release_event(watch.event);
     }
     if (failed != 0) {  // takes the peers that failed out of service, so that the next try goes elsewhere
       MutexLock lock(control_);
@@ -266,6 +267,7 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
         joined = *event;
       } else {  // without the join the caller's stream would not wait for these bytes
         for (const Reader::Item& entry : group) {
+          mark_used_by(*entry.object, side);  // whose copies nobody waits for now
           items[entry.index].served = Tier::none;
           items[entry.index].outcome = event.error().code;
         }
@@ -274,7 +276,7 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
     begin = end;
   }
   if (joined != EventId::none) {
-    static_cast<void>(backend_.stream_wait(stream, joined));
+    order_after(stream, joined);
     backend_.release_event(joined);
   }
   // The copies are in the stream, and the object knows the stream: from here on that mark protects them.
@@ -336,11 +338,10 @@ void Cache::watch(Reader& reader, StreamId stream, DeviceId source, Reader::Endi
     });
     if (reader.watches.size() == Reader::kWatches) return;
   }
-  auto event = backend_.record_event(stream);
-  if (!event) return;
+  const auto event = backend_.record_event(stream);
   if (ending != nullptr)
-    ending->watches.push_back({*event, source});
-  else
+    ending->watches.push_back({event.value_or(EventId::none), source});
+  else if (event)
     reader.watches.push_back({*event, source});
 }
 

@@ -14,7 +14,11 @@ constexpr std::size_t kReclaimsKept = 64;
 }  // namespace
 
 Reclaim& Cache::open_reclaim(Peer& peer, std::uint64_t bytes, TimeNs deadline_ns, bool by_monitor) {
-  while (reclaims_.size() >= kReclaimsKept && reclaims_.front().report.finished) reclaims_.pop_front();
+  if (reclaims_.size() >= kReclaimsKept) {  // the oldest that is over goes; one that a lease holds up stays
+    const auto over = std::find_if(reclaims_.begin(), reclaims_.end(),
+                                   [](const Reclaim& reclaim) { return reclaim.report.finished; });
+    if (over != reclaims_.end()) reclaims_.erase(over);
+  }
   const TimeNs now = backend_.now_ns();
   Reclaim reclaim;
   reclaim.id = next_reclaim_++;
@@ -67,8 +71,9 @@ Result<ReclaimReport> Cache::reclaim(DeviceId device, std::uint64_t bytes, TimeN
   if (!id) return tl::unexpected(id.error());
   ReclaimReport report;
   work_until(deadline_ns, [&]() HARVEST_REQUIRES(control_) {
-    if (const Reclaim* reclaim = find_reclaim(static_cast<std::uint64_t>(*id))) report = reclaim->report;
-    return report.finished;
+    const Reclaim* reclaim = find_reclaim(static_cast<std::uint64_t>(*id));
+    if (reclaim != nullptr) report = reclaim->report;
+    return reclaim == nullptr || report.finished;  // one that is over may be forgotten by now
   });
   deliver_events();
   return report;

@@ -13,8 +13,8 @@ namespace harvest {
 
 class Runner::Impl {
  public:
-  Impl(PeerCache& cache, TimeNs longest_pause_ns)
-      : cache_(cache), longest_pause_(longest_pause_ns), thread_([this] { run(); }) {}
+  Impl(PeerCache& cache, TimeNs pause_ns)
+      : cache_(cache), pause_(pause_ns), thread_([this] { run(); }) {}
 
   ~Impl() {
     {
@@ -34,20 +34,20 @@ class Runner::Impl {
       lock.unlock();
       cache_.poll();
       lock.lock();
-      if (!stopping_) lock.wait_for(wake_, longest_pause_);
+      if (!stopping_) lock.wait_for(wake_, pause_);
     }
   }
 
   PeerCache& cache_;
-  const std::chrono::nanoseconds longest_pause_;
+  const std::chrono::nanoseconds pause_;
   Mutex mutex_;
   bool stopping_ HARVEST_GUARDED_BY(mutex_) = false;
   std::condition_variable wake_;
   std::thread thread_;
 };
 
-Runner::Runner(PeerCache& cache, TimeNs longest_pause_ns)
-    : impl_(std::make_unique<Impl>(cache, longest_pause_ns)) {}
+Runner::Runner(PeerCache& cache, TimeNs pause_ns)
+    : impl_(std::make_unique<Impl>(cache, pause_ns)) {}
 Runner::~Runner() = default;
 
 }  // namespace harvest

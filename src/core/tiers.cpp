@@ -179,7 +179,7 @@ void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
 /// The write into a slot waits for whoever still reads what was there before (write after read). The
 /// events stay the slot's until the write is given: if it is not, the slot still has those readers.
 void Cache::wait_for_slot(StreamId stream, const Place& place) {
-  for (const EventId event : place.allocation.after) static_cast<void>(backend_.stream_wait(stream, event));
+  for (const EventId event : place.allocation.after) order_after(stream, event);
 }
 
 void Cache::release_events(const Place& place) {
@@ -209,7 +209,7 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
   const StreamId stream = background_stream(from, to, source.copy(from).device, place.pool->config().device);
   source.meta.fetch_add(one_pin(from), std::memory_order_acquire);
   const Copy& read = source.copy(from);
-  if (read.ready != EventId::none) static_cast<void>(backend_.stream_wait(stream, read.ready));
+  if (read.ready != EventId::none) order_after(stream, read.ready);
   wait_for_slot(stream, place);
 
   const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
@@ -325,7 +325,9 @@ void Cache::drop_copy(Object& object, Tier tier, DropReason reason) {
 
 bool Cache::finish_leaving(Object& object, Tier tier) {
   if (pins(object, tier) != 0) return false;
-  std::vector<EventId> events = events_of_users(object);
+  auto asked = events_of_users(object);
+  if (!asked) return false;
+  std::vector<EventId> events = std::move(*asked);
   // Nobody pins it, so nobody can be about to wait for the write; but the write itself may still run.
   if (const EventId ready = object.copy(tier).ready; ready != EventId::none) events.push_back(ready);
   free_slot(object, tier, std::move(events));
@@ -347,11 +349,20 @@ Result<EventId> Cache::record_apart(StreamId stream) {
   return backend_.record_event(stream);
 }
 
-std::vector<EventId> Cache::events_of_users(const Object& object) {
+/// One event on each stream that was given work on the object; nothing if some could not be had now.
+std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object) {
   std::vector<EventId> events;
+  bool all = true;
   const auto add = [&](std::uint32_t stream) {
-    // A stream that is not known any more was forgotten, and its work waited for then.
-    if (const auto event = record_apart(static_cast<StreamId>(stream))) events.push_back(*event);
+    const auto event = record_apart(static_cast<StreamId>(stream));
+    if (event) {
+      events.push_back(*event);
+      return;
+    }
+    // A stream that is not known any more was forgotten, and its work waited for then; a lost device reads
+    // nothing any more. Anything else says nothing of the stream's work.
+    const ErrorCode code = event.error().code;
+    all = all && (code == ErrorCode::not_found || code == ErrorCode::unavailable);
   };
   const std::uint64_t used_by = object.used_by.load(std::memory_order_acquire);
   for (std::uint32_t stream = 1; stream < kOverflowStreamBit; ++stream)
@@ -360,13 +371,15 @@ std::vector<EventId> Cache::events_of_users(const Object& object) {
     for (std::uint32_t stream = kOverflowStreamBit; stream <= highest_stream_.load(std::memory_order_acquire);
          ++stream)
       add(stream);
-  return events;
+  if (all) return events;
+  for (const EventId event : events) backend_.release_event(event);
+  return std::nullopt;
 }
 
 /// I12: bytes of a tenant do not stay behind, neither for the next user of the slot nor for the owner.
 void Cache::wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events) {
   const StreamId stream = stream_of(device);
-  for (const EventId event : events) static_cast<void>(backend_.stream_wait(stream, event));
+  for (const EventId event : events) order_after(stream, event);
   if (!backend_.fill(stream, device, slot.address, slot.bytes, 0)) return;  // only a lost device refuses
   const auto done = backend_.record_event(stream);
   if (!done) return;
