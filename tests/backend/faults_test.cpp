@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <array>
+#include <thread>
+#include <vector>
 
 #include "backend/simulation.hpp"
 
@@ -174,6 +177,146 @@ TEST(Faults, AScheduleHappensOnTime) {
   backend->sleep_until(5'000'000);
   EXPECT_EQ(backend->query_memory(1).error().code, ErrorCode::unavailable);
 }
+
+// --- the same in virtual and in real time
+// -------------------------------------------------------------------
+
+class FaultsInBothTimes : public testing::TestWithParam<SimulatedTime> {
+ protected:
+  std::unique_ptr<SimulatedBackend> make(FaultPlan plan) {
+    return make_simulated_backend(
+               machine_from_preset("2xh100-nvl").value(),
+               {.bytes = SimulatedBytes::phantom, .time = GetParam(), .seed = 3, .faults = std::move(plan)})
+        .value();
+  }
+};
+
+TEST_P(FaultsInBothTimes, AnEventTellsOfTheWorkSinceTheOneBeforeIt) {
+  const auto backend = make({.fail_copy = {.at = 2}});
+  const StreamId stream = backend->create_stream(0).value(), other = backend->create_stream(1).value();
+  std::byte* host = backend->reserve_host_range(kBytes).value();
+  std::byte* slot = backend->map_segment(1, 4 * kBytes, kReaders).value();
+  backend->stamp(host, kBytes, 42);
+  std::vector<EventId> events;
+  for (std::uint64_t i = 0; i < 4; ++i) {  // the second of four fails
+    ASSERT_TRUE(copy_one(*backend, stream, {kHost, 1}, slot + i * kBytes, host, kBytes));
+    if (i == 1) {
+      ASSERT_TRUE(backend->fill(stream, 1, slot + i * kBytes, 8, 0)) << "goes well, and does not hide it";
+    }
+    events.push_back(backend->record_event(stream).value());
+    ASSERT_TRUE(backend->stream_wait(other, events.back()));
+  }
+  EXPECT_EQ(finish(*backend, other), EventState::complete) << "a wait for a failure is not one";
+  for (std::uint64_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(backend->query_event(events[i]), i == 1 ? EventState::failed : EventState::complete) << i;
+    EXPECT_EQ(backend->wait_event(events[i], 0), backend->query_event(events[i])) << "it stays so";
+    EXPECT_EQ(backend->stamp_of(slot + i * kBytes, kBytes) == 42u, i != 1) << i;
+  }
+}
+
+TEST_P(FaultsInBothTimes, ALinkThatGoesDownFailsWhatStandsInLine) {
+  const auto backend = make({});
+  const StreamId stream = backend->create_stream(0).value();
+  std::byte* host = backend->reserve_host_range(kBytes).value();
+  std::byte* slot = backend->map_segment(1, kBytes, kReaders).value();
+  ASSERT_TRUE(backend->submit_kernel(stream, 20'000'000));
+  ASSERT_TRUE(copy_one(*backend, stream, {kHost, 1}, slot, host, kBytes));
+  const EventId event = backend->record_event(stream).value();
+  ASSERT_TRUE(backend->set_link_up(kHost, 1, false));
+  EXPECT_EQ(backend->wait_event(event, kNever), EventState::failed);
+  EXPECT_EQ(copy_one(*backend, stream, {kHost, 1}, slot, host, kBytes).error().code, ErrorCode::unavailable);
+  EXPECT_EQ(finish(*backend, stream), EventState::complete) << "what was refused is no failure of the stream";
+  EXPECT_EQ(backend->counters().copy_batches_failed, 1u);
+}
+
+TEST_P(FaultsInBothTimes, ALostDeviceEndsItsEndlessWorkAndReleasesItsMemory) {
+  const auto backend = make({});
+  const StreamId stream = backend->create_stream(1).value();
+  std::byte* slot = backend->map_segment(1, kBytes, {}).value();
+  ASSERT_TRUE(backend->submit_kernel(stream, kNever));
+  ASSERT_TRUE(backend->fill(stream, 1, slot, kBytes, 1));
+  const EventId event = backend->record_event(stream).value();
+  ASSERT_TRUE(backend->lose_device(1));
+  EXPECT_EQ(backend->wait_event(event, kNever), EventState::failed);
+  EXPECT_EQ(backend->unmap_segment(slot).error().code, ErrorCode::unavailable) << "and does not stop us";
+  EXPECT_EQ(backend->mapped_bytes(1), 0u);
+}
+
+/// Unmapping right after an event says that the work is over, failed or not, is always in time.
+TEST_P(FaultsInBothTimes, MemoryMayGoAsSoonAsTheEventIsThere) {
+  const auto backend = make({.refuse_copy = {.rate = 0.2}, .fail_copy = {.rate = 0.3}});
+  const StreamId stream = backend->create_stream(0).value();
+  std::byte* host = backend->reserve_host_range(kBytes).value();
+  for (int i = 0; i < 200; ++i) {
+    std::byte* slot = backend->map_segment(1, kBytes, kReaders).value();
+    (void)copy_one(*backend, stream, {kHost, 1}, slot, host, kBytes);
+    const EventId event = backend->record_event(stream).value();
+    while (backend->query_event(event) == EventState::pending)
+      backend->sleep_until(backend->now_ns() + 5'000);
+    ASSERT_TRUE(backend->unmap_segment(slot));
+    backend->release_event(event);
+  }
+  const SimulationCounters counters = backend->counters();
+  EXPECT_EQ(counters.segments_unmapped, 200u);
+  EXPECT_GT(counters.copy_batches_failed, 0u);
+  EXPECT_LT(counters.copy_batches_failed, 200u);
+}
+
+TEST_P(FaultsInBothTimes, AScheduleRuns) {
+  using Kind = ScheduledFault::Kind;
+  const auto backend =
+      make({.schedule = {{.at_ns = 2'000'000, .kind = Kind::link_up, .route = {0, 1}},
+                         {.at_ns = 1'000'000, .kind = Kind::link_down, .route = {0, 1}},
+                         {.at_ns = 3'000'000, .kind = Kind::tenant_allocate, .device = 1, .bytes = kGiB}}});
+  while (backend->tenant_bytes(1) == 0) backend->sleep_until(backend->now_ns() + 100'000);
+  EXPECT_GE(backend->now_ns(), 3'000'000);
+  EXPECT_EQ(backend->tenant_bytes(1), kGiB);
+  const StreamId stream = backend->create_stream(0).value();
+  std::byte* a = backend->map_segment(0, kBytes, {}).value();
+  std::byte* b = backend->map_segment(1, kBytes, {}).value();
+  EXPECT_TRUE(copy_one(*backend, stream, {0, 1}, b, a, 64)) << "down, and up again";
+  EXPECT_EQ(finish(*backend, stream), EventState::complete);
+}
+
+/// Several threads wait for one event, with and without a deadline, while others give work.
+TEST_P(FaultsInBothTimes, ManyThreadsMayWaitForOneEvent) {
+  const auto backend = make({});
+  const StreamId stream = backend->create_stream(0).value();
+  std::byte* host = backend->reserve_host_range(kBytes).value();
+  std::byte* slot = backend->map_segment(1, kBytes, kReaders).value();
+  backend->stamp(host, kBytes, 42);
+  for (int round = 0; round < 20; ++round) {
+    ASSERT_TRUE(copy_one(*backend, stream, {kHost, 1}, slot, host, kBytes));
+    const EventId event = backend->record_event(stream).value();
+    std::array<EventState, 4> states{};
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < states.size(); ++i)
+      threads.emplace_back([&, i] {
+        const TimeNs deadline = i < 2 ? kNever : backend->now_ns() + 1'000;
+        states[i] = backend->wait_event(event, deadline);
+        if (states[i] == EventState::pending) {
+          EXPECT_GE(backend->now_ns(), deadline);
+        }
+        const StreamId own = backend->create_stream(1).value();
+        EXPECT_EQ(finish(*backend, own), EventState::complete);
+        EXPECT_TRUE(backend->destroy_stream(own));
+      });
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(states[0], EventState::complete);
+    EXPECT_EQ(states[1], EventState::complete);
+    EXPECT_EQ(backend->stamp_of(slot, kBytes), 42u);
+    backend->release_event(event);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Times, FaultsInBothTimes,
+                         testing::Values(SimulatedTime::virtual_time, SimulatedTime::real_time),
+                         [](const auto& time) {
+                           return time.param == SimulatedTime::virtual_time ? "virtual_time" : "real_time";
+                         });
+
+// --- repeatability
+// --------------------------------------------------------------------------------------------
 
 /// Many copies under random faults; what became of each, and the trace.
 struct Outcome {

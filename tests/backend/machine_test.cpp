@@ -6,6 +6,7 @@
 #include <fstream>
 #include <harvest/machine.hpp>
 #include <harvest/simulated_backend.hpp>
+#include <iterator>
 #include <map>
 
 #include "backend/simulation.hpp"
@@ -141,6 +142,21 @@ TEST(MachineFile, IsReadAndItsErrorsNameIt) {
   ASSERT_FALSE(broken);
   EXPECT_EQ(broken.error().code, ErrorCode::malformed);
   EXPECT_THAT(broken.error().message, AllOf(HasSubstr(path.string()), HasSubstr("line 1")));
+}
+
+/// The file that docs/simulation.md shows is one.
+TEST(MachineFile, OfTheDocumentationIsRead) {
+  std::ifstream page(std::filesystem::path(HARVEST_SOURCE_DIR) / "docs" / "simulation.md");
+  const std::string text{std::istreambuf_iterator<char>(page), {}};
+  const std::string fence = "```json\n";
+  const std::size_t begin = text.find(fence);
+  ASSERT_NE(begin, std::string::npos);
+  const std::size_t end = text.find("```", begin + fence.size());
+  ASSERT_NE(end, std::string::npos);
+  const auto machine = machine_from_json(text.substr(begin + fence.size(), end - begin - fence.size()));
+  ASSERT_TRUE(machine) << machine.error().message;
+  EXPECT_EQ(machine->name, "two-gpus");
+  EXPECT_EQ(machine->find_link(0, 1)->ports, (std::vector<std::uint32_t>{1, 2}));
 }
 
 /// A good machine with one thing changed, and what the error must name.

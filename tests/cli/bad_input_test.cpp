@@ -47,6 +47,7 @@ TEST_F(BadInput, CommandsAndOptions) {
   expect_refused({"policy"}, {"--trace"});
   expect_refused({"replay"}, {"--trace"});
   expect_refused({"replay", "--trace"}, {"--trace"});
+  expect_refused({"demo", "--json=yes"}, {"json", "harvest demo --help"});
 }
 
 TEST_F(BadInput, Systems) {
@@ -56,6 +57,9 @@ TEST_F(BadInput, Systems) {
   expect_refused(with_trace("replay", {"--system", "nowhere"}), {"--system", "'nowhere'", "dgx-h100"});
   const std::string broken = folder_.file("machine.json", R"({"name": "half a)");
   for (const char* command : {"topo", "demo"}) expect_refused({command, "--system", broken}, {broken});
+  for (const char* command : {"topo", "demo"}) expect_refused({command, "--system", ""}, {"--system", "''"});
+  for (const char* command : {"topo", "demo"})
+    expect_refused({command, "--system", "/"}, {"--system", "'/'", "dgx-h100"});  // a folder
   const std::string empty = folder_.file("empty.json", "{}");
   expect_refused({"topo", "--system", empty}, {empty});
 }
@@ -90,16 +94,25 @@ TEST_F(BadInput, Policies) {
   expect_refused(with_trace("policy", {"--policies", "lru,"}), {"--policies", "''"});
   expect_refused(with_trace("policy", {"--capacity-blocks", "10,0"}), {"--capacity-blocks", "'0'", "from 1"});
   expect_refused(with_trace("policy", {"--capacity-blocks", "many"}), {"--capacity-blocks", "'many'"});
+  expect_refused(with_trace("policy", {"--policies", ""}), {"--policies", "''"});
+  expect_refused(with_trace("replay", {"--policy", ""}), {"--policy", "''"});
   expect_refused(with_trace("replay", {"--policy", "belady"}), {"--policy", "'belady'", "lru"});
 }
 
 TEST_F(BadInput, SizesThatAreNoneOrDoNotFit) {
-  for (const char* option : {"--local", "--peer", "--host"})
-    expect_refused(with_trace("replay", {option, "16G"}), {option, "'16G'", "16GiB"});
+  for (const std::string option : {"--local", "--peer", "--host"}) {
+    for (const std::string text : {"16G", "-1", "lots", "", "0.1"})
+      expect_refused(with_trace("replay", {option, text}), {option, "'" + text + "'", "16GiB"});
+    expect_refused(with_trace("replay", {option, "99999999999TiB"}),
+                   {option, "'99999999999TiB'", "limit of 1.0 PiB"});
+  }
   expect_refused(with_trace("replay", {"--system", "4x4090-pcie", "--local", "24GiB"}),
                  {"--local", "24.0 GiB", "GPU 0", "23.8 GiB", "3 blocks of 64.0 MiB"});
   expect_refused(with_trace("replay", {"--system", "4x4090-pcie", "--local", "1GiB", "--peer", "25GiB"}),
                  {"--peer", "25.0 GiB", "GPU 1", "24.0 GiB"});
+  expect_refused(
+      with_trace("replay", {"--system", "4x4090-pcie", "--local", "1GiB", "--peer", "25769803777"}),
+      {"--peer", "25769803777 B", "GPU 1", "25769803776 B"});  // not "24.0 GiB do not fit into 24.0 GiB"
   expect_refused(with_trace("replay", {"--host", "513GiB"}), {"--host", "513.0 GiB", "512.0 GiB"});
   expect_refused(with_trace("replay", {"--host", "63MiB"}), {"--host", "63.0 MiB", "64.0 MiB"});
 }

@@ -137,7 +137,8 @@ TEST(Policy, MatchesThePublishedFiguresOfTheConversationTrace) {
 }
 
 TEST(Demo, ShowsTheWholeStoryOnEveryMachineWithoutAWrongByte) {
-  for (const std::string system : {"2xh100-nvl", "dgx-h100", "4x4090-pcie"}) {
+  for (const std::string_view name : machine_preset_names()) {
+    const std::string system(name);
     SCOPED_TRACE(system);
     const json demo = run_for_json({"demo", "--system", system});
     EXPECT_EQ(demo.at("simulated"), true);
@@ -154,7 +155,7 @@ TEST(Demo, ShowsTheWholeStoryOnEveryMachineWithoutAWrongByte) {
     if (system != "4x4090-pcie") {  // there the way to a peer is slower than that to the host
       EXPECT_GT(from_peer(2), 0U);
       EXPECT_GT(steps.at(2).at("bandwidth_bytes_per_s"),
-                3 * steps.at(3).at("bandwidth_bytes_per_s").get<double>());
+                2 * steps.at(3).at("bandwidth_bytes_per_s").get<double>());
       EXPECT_EQ(from_peer(steps.size() - 3), 0U) << "the peer is full";
       EXPECT_GT(from_peer(steps.size() - 1), 0U) << "the peer is free again";
     }

@@ -87,6 +87,9 @@ TEST(Replay, CountsWhatCanBeCountedByHand) {
   }
   EXPECT_EQ(with_local.at("speedup").at("reload_total"), 1.0);
 
+  EXPECT_EQ(with_local.at("policy"), "default") << "each tier has one of its own";
+  EXPECT_EQ(run_for_json(replay_of(trace, {"--policy", "fifo"})).at("policy"), "fifo");
+
   const json first_two = run_for_json(replay_of(trace, {"--requests", "2"}));
   EXPECT_EQ(first_two["runs"][0].at("accesses"), 7);
 }

@@ -162,8 +162,8 @@ TEST(RepositoryRules, FindUnfinishedWork) {
 
 TEST(RepositoryRules, FindAPathOfOneMachine) {
   EXPECT_THAT(check_machine_paths("a.md", "see /home/someone/trace\n"), ElementsAre(HasSubstr("a.md:1:")));
-  EXPECT_THAT(check_machine_paths("a.md", "cd \"/work/main\"\n"), ElementsAre(HasSubstr("a.md:1:")));
-  EXPECT_THAT(check_machine_paths("a.md", "src/work/main.cpp, ../home/, ${prefix}/root/x\n"), IsEmpty());
+  EXPECT_THAT(check_machine_paths("a.md", "cd \"/root/main\"\n"), ElementsAre(HasSubstr("a.md:1:")));
+  EXPECT_THAT(check_machine_paths("a.md", "src/home/main.cpp, ../home/, ${prefix}/root/x\n"), IsEmpty());
 }
 
 }  // namespace

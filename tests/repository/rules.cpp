@@ -221,7 +221,7 @@ Violations check_unfinished(std::string_view path, std::string_view text) {
 
 Violations check_machine_paths(std::string_view path, std::string_view text) {
   if (path.starts_with(kThisFolder)) return {};
-  constexpr std::array<std::string_view, 4> kWords{"/home/", "/root/", "/work/", "/Users/"};
+  constexpr std::array<std::string_view, 3> kWords{"/home/", "/root/", "/Users/"};
   return find_words(path, text, kWords, "_.-}/", "a path of one machine");
 }
 

@@ -68,6 +68,7 @@ inline constexpr Bandwidth kH200Memory{2040 * kGB, "estimate: 85 % of half of 4.
 inline constexpr Bandwidth kGb200Memory{3400 * kGB, "estimate: 85 % of half of 8 TB/s"};
 inline constexpr Bandwidth kRtx4090Memory{428 * kGB, "estimate: 85 % of half of 1.008 TB/s"};
 inline constexpr Bandwidth kHostMemcpy{12 * kGB, "estimate: memcpy of one core"};
+inline constexpr Bandwidth kDdr4HostMemory{266 * kGB, "estimate: two sockets of 8 DDR4 channels, 65 %"};
 inline constexpr Bandwidth kServerHostMemory{400 * kGB, "estimate: two sockets of 8 DDR5 channels, 65 %"};
 inline constexpr Bandwidth kGraceHostMemory{800 * kGB, "estimate: two Grace CPUs of 500 GB/s, 80 %"};
 inline constexpr Bandwidth kDesktopHostMemory{120 * kGB, "estimate: workstation, 8 DDR4 channels, 60 %"};
@@ -84,7 +85,8 @@ inline constexpr Cost kBlackwellIssueBatched{3'150,
                                              "measured: meta-pytorch/torchcomms#2195, GB200, peer put"};
 inline constexpr Cost kRtx4090Issue{2'800, "estimate: kekzl/imp#1409, one pinned copy on an RTX 5090"};
 inline constexpr Cost kRtx4090IssueBatched{2'300, "estimate: as DGX H100"};
-inline constexpr Cost kNvlinkLatency{2'000, "measured: NVIDIA/cuda-samples#230, peer access on, 1.8-2.3 us"};
+inline constexpr Cost kNvlinkLatency{
+    2'000, "measured on 4 GPUs of a type not named, estimate elsewhere: NVIDIA/cuda-samples#230, 1.8-2.3 us"};
 inline constexpr Cost kPcieToDeviceLatency{
     2'800, "measured on an RTX 4090, estimate elsewhere: NVlabs/cuda-oxide#976"};
 inline constexpr Cost kPcieToHostLatency{

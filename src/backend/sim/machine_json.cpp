@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <harvest/machine.hpp>
 #include <initializer_list>
@@ -238,6 +239,9 @@ Result<Machine> machine_from_json(std::string_view text) {
 }
 
 Result<Machine> machine_from_json_file(const std::string& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored))  // opens, and throws when it is read
+    return fail(ErrorCode::not_found, fmt::format("'{}' is a folder, not a machine file", path));
   std::ifstream file(path, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   if (!file.is_open() || file.bad())

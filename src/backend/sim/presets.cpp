@@ -34,7 +34,7 @@ constexpr std::array<Recipe, 6> kRecipes{{
      kPcie5HostToDevice, kPcie5DeviceToHost, kH100NvlMemory, kServerHostMemory, kHopperIssue,
      kHopperIssueBatched, kNvlinkLatency, kPcieToDeviceLatency, kPcieToHostLatency},
     {"dgx-a100", 8, "NVIDIA A100-SXM4-80GB", 80 * kGiB, 4, 2048 * kGiB, LinkKind::nvswitch, kA100Peer,
-     kA100HostToDevice, kA100DeviceToHost, kA100Memory, kServerHostMemory, kA100Issue, kA100IssueBatched,
+     kA100HostToDevice, kA100DeviceToHost, kA100Memory, kDdr4HostMemory, kA100Issue, kA100IssueBatched,
      kNvlinkLatency, kPcieToDeviceLatency, kPcieToHostLatency},
     {"dgx-h100", 8, "NVIDIA H100 80GB HBM3", 80 * kGiB, 4, 2048 * kGiB, LinkKind::nvswitch, kH100Peer,
      kPcie5HostToDevice, kPcie5DeviceToHost, kH100Memory, kServerHostMemory, kHopperIssue,
