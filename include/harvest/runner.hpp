@@ -9,8 +9,8 @@ namespace harvest {
 
 class PeerCache;
 
-/// Owns a thread that calls `PeerCache::poll` again and again, with a pause between. For programs without a loop of their
-/// own; not for the simulated backend in virtual time, where whoever drives the clock polls.
+/// Owns a thread that calls `PeerCache::poll` again and again, with a pause between. For programs without a
+/// loop of their own; not for the simulated backend in virtual time, where whoever drives the clock polls.
 class Runner {
  public:
   /// Starts. `cache` outlives the runner. `pause_ns` is the time between two polls.

@@ -13,8 +13,7 @@ namespace harvest {
 
 class Runner::Impl {
  public:
-  Impl(PeerCache& cache, TimeNs pause_ns)
-      : cache_(cache), pause_(pause_ns), thread_([this] { run(); }) {}
+  Impl(PeerCache& cache, TimeNs pause_ns) : cache_(cache), pause_(pause_ns), thread_([this] { run(); }) {}
 
   ~Impl() {
     {
@@ -46,8 +45,7 @@ class Runner::Impl {
   std::thread thread_;
 };
 
-Runner::Runner(PeerCache& cache, TimeNs pause_ns)
-    : impl_(std::make_unique<Impl>(cache, pause_ns)) {}
+Runner::Runner(PeerCache& cache, TimeNs pause_ns) : impl_(std::make_unique<Impl>(cache, pause_ns)) {}
 Runner::~Runner() = default;
 
 }  // namespace harvest
