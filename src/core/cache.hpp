@@ -161,7 +161,7 @@ class Cache {
   Status erase(const Key& key) HARVEST_EXCLUDES(control_);
   Status forget_stream(StreamId stream);
 
-  // --- tiers.cpp
+  // --- promotion.cpp
   std::size_t prefetch(std::span<const Key> keys, Tier tier) HARVEST_EXCLUDES(control_);
 
   // --- revocation.cpp
@@ -267,6 +267,8 @@ class Cache {
   void finish_fills() HARVEST_REQUIRES(control_);
   void end_fill(const Fill& fill, bool arrived) HARVEST_REQUIRES(control_);
   void finish_all_leaving() HARVEST_REQUIRES(control_);
+
+  // --- promotion.cpp: what is hot climbs
   bool wish(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   bool enqueue(Object& object, Tier tier, bool by_caller) HARVEST_REQUIRES(control_);
   void promote_wished() HARVEST_REQUIRES(control_);

@@ -6,9 +6,7 @@ namespace harvest::testing {
 namespace {
 
 PutOptions lossy() {
-  PutOptions options;
-  options.backing = Backing::lossy;
-  return options;
+  return backed_by(Backing::lossy);
 }
 
 std::uint64_t free_on(World& world, DeviceId device) {

@@ -5,12 +5,6 @@
 namespace harvest::testing {
 namespace {
 
-PutOptions backed_by(Backing backing) {
-  PutOptions options;
-  options.backing = backing;
-  return options;
-}
-
 TEST(PeerCacheTest, ServesEachBackingFromWhereItLives) {
   World world;
   ASSERT_TRUE(world.put(1, 1, MiB, backed_by(Backing::external_host)));
@@ -184,7 +178,6 @@ TEST(PeerCacheTest, HostPoolEvictsOnlyWhatMayGo) {
 TEST(PeerCacheTest, BatchesMergeRunsAndUseBothPaths) {
   World world;
   for (std::uint64_t key = 1; key <= 4; ++key) ASSERT_TRUE(world.put(key, 1, MiB, backed_by(Backing::lossy)));
-  PeerCacheConfig config = small_config();
   for (std::uint64_t key = 5; key <= 8; ++key) ASSERT_TRUE(world.put(key, 1, MiB));
   std::vector<FetchItem> items(8);
   for (std::uint64_t i = 0; i < 8; ++i) {

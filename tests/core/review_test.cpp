@@ -5,12 +5,6 @@
 namespace harvest::testing {
 namespace {
 
-PutOptions backed_by(Backing backing) {
-  PutOptions options;
-  options.backing = backing;
-  return options;
-}
-
 /// A reclaim may be fulfilled by one large segment while a smaller one, fenced for it too, still holds an
 /// object that had nowhere to go. That object moves to a peer later, when no reclaim is open any more.
 TEST(ReclaimTest, WhatStaysInAFencedSegmentMovesWhenItsReclaimIsOver) {

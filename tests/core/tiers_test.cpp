@@ -5,12 +5,6 @@
 namespace harvest::testing {
 namespace {
 
-PutOptions backed_by(Backing backing) {
-  PutOptions options;
-  options.backing = backing;
-  return options;
-}
-
 TEST(TiersTest, WhatIsReadFromTheHostClimbsToAPeerThatIsFull) {
   PeerCacheConfig config = small_config();
   config.peer_budget_bytes = 8 * MiB;

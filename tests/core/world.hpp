@@ -54,6 +54,12 @@ inline PeerCacheConfig small_config() {
   return config;
 }
 
+inline PutOptions backed_by(Backing backing) {
+  PutOptions options;
+  options.backing = backing;
+  return options;
+}
+
 struct World {
   explicit World(PeerCacheConfig config = small_config(), SimulationOptions options = {},
                  const std::string& system = "2xh100-nvl")
@@ -69,7 +75,6 @@ struct World {
     cache = std::move(*created);
     stream = *backend->create_stream(0);
     staging = *backend->map_segment(0, 64 * MiB, {});
-    host_buffer.resize(8 * MiB);
   }
 
   ~World() {
@@ -146,7 +151,6 @@ struct World {
   std::unique_ptr<PeerCache> cache;
   StreamId stream = StreamId::none;
   std::byte* staging = nullptr;
-  std::vector<std::byte> host_buffer;
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::vector<std::byte>> sources;
   std::vector<CacheEvent> events;
 };
