@@ -1,98 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <mutex>
-#include <new>
 #include <thread>
 
 #include "backend/forwarding_backend.hpp"
+#include "core/allocation_count.hpp"
 #include "core/world.hpp"
 
 /// I9: reads allocate nothing, take no global lock and wait for no reclaim. I8: callbacks may call back.
-/// This program counts what `new` is asked for, on this thread and outside of the simulated machine.
-namespace {
-
-thread_local bool counting = false;
-thread_local std::uint64_t allocations = 0;
-
-void* count_and_allocate(std::size_t bytes, std::size_t alignment) {
-  if (counting) ++allocations;
-  void* memory = alignment <= alignof(std::max_align_t)
-                     ? std::malloc(bytes == 0 ? 1 : bytes)
-                     : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  return count_and_allocate(bytes, 1);
-}
-void* operator new[](std::size_t bytes) {
-  return count_and_allocate(bytes, 1);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return count_and_allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return count_and_allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
-
 namespace harvest::testing {
 namespace {
-
-/// Counts between construction and `stop`.
-class AllocationCount {
- public:
-  AllocationCount() {
-    allocations = 0;
-    counting = true;
-  }
-  ~AllocationCount() { counting = false; }
-  AllocationCount(const AllocationCount&) = delete;
-  AllocationCount& operator=(const AllocationCount&) = delete;
-  static std::uint64_t stop() {
-    counting = false;
-    return allocations;
-  }
-};
-
-class NotCounting {
- public:
-  NotCounting() : was_(counting) { counting = false; }
-  ~NotCounting() { counting = was_; }
-  NotCounting(const NotCounting&) = delete;
-  NotCounting& operator=(const NotCounting&) = delete;
-
- private:
-  bool was_;
-};
 
 /// What a driver does inside its calls is its own affair; and one that can be held inside `map_segment`.
 class WatchedBackend final : public test::ForwardingBackend {

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <harvest/backend.hpp>
+#include <harvest/status.hpp>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+/// Real GPUs. These functions are there in every build; one without the CUDA toolkit answers not_supported.
+///
+/// A `cudaStream_t` goes into `Backend::wrap_stream` as it is. Streams of this backend order GPU work as
+/// CUDA does; memory of this backend can be given to kernels and to every CUDA call. Nothing here changes
+/// the calling thread's current device. An error that poisons a device's context takes that device out of
+/// service, and the others go on; a process cannot get a poisoned device back.
+namespace harvest {
+
+struct CudaOptions {
+  /// CUDA's numbers of the GPUs to use; they become devices 0, 1, ... in this order. Empty: all.
+  std::vector<int> gpus{};
+  /// What `harvest bench calibrate` wrote: which copies go by which way. Empty: the file of this user, see
+  /// `cuda_calibration_file`; where there is none, defaults.
+  std::string calibration_file{};
+  bool use_kernels = true;         ///< copy many small runs by a kernel, where the build has it
+  bool use_batches = true;         ///< copy many runs by one call, where the driver has it
+  bool use_virtual_memory = true;  ///< segments by the driver's virtual memory; else by cudaMalloc
+};
+
+/// True if this build has the CUDA backend.
+[[nodiscard]] bool has_cuda();
+
+/// Errors: not_supported (this build has no CUDA backend), unavailable (no driver, no GPU, or one that does
+/// not answer: the message is CUDA's own), not_found (a GPU that is not there), malformed (the calibration).
+[[nodiscard]] Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions options = {});
+
+/// Where this user's calibration is kept: `harvest/calibration.json` in $XDG_CACHE_HOME, or in ~/.cache.
+[[nodiscard]] std::string cuda_calibration_file();
+
+}  // namespace harvest
