@@ -48,6 +48,7 @@ struct BackendInfo {
   std::string system;         ///< the machine: a preset's name, or what the driver calls it
   bool simulated = false;     ///< figures of this backend are the model's, not a measurement's
   bool virtual_time = false;  ///< the clock moves only when somebody waits
+  bool loopback = false;      ///< the peer is the consumer's own GPU: no figure of it is NVLink's
   bool holds_bytes = true;    ///< false: memory has a size and an identity but no content to dereference
 };
 
@@ -141,6 +142,11 @@ class Backend {
 
   /// The device of a stream, or not_found.
   [[nodiscard]] virtual Result<DeviceId> stream_device(StreamId stream) const = 0;
+
+  /// True while the work given to a stream is recorded into a graph instead of being run. Work that is
+  /// captured may be replayed at any time later, so an address in it must stay good for as long as the graph.
+  /// While it is true `record_event` answers not_supported.
+  [[nodiscard]] virtual bool is_capturing(StreamId stream) const = 0;
 
   /// An event that completes when all work given to `stream` so far has; `failed` if any of it since
   /// the event recorded before on this stream failed.

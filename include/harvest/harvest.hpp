@@ -2,8 +2,11 @@
 #pragma once
 
 /// Everything, for programs that do not mind. Read in this order to learn the library:
-/// types, status, peer_cache, stats, topology, backend, machine, simulated_backend, policy, runner, trace.
+/// types, status, peer_cache, stats, topology, backend, machine, simulated_backend, cuda, loopback, policy,
+/// runner, trace.
 #include <harvest/backend.hpp>
+#include <harvest/cuda.hpp>
+#include <harvest/loopback.hpp>
 #include <harvest/machine.hpp>
 #include <harvest/peer_cache.hpp>
 #include <harvest/policy.hpp>

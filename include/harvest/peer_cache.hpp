@@ -69,8 +69,9 @@ struct CacheEvent {
 [[nodiscard]] std::string_view to_string(CacheEvent::Kind kind);
 
 struct PeerCacheConfig {
-  DeviceId consumer = 0;          ///< the GPU that reads
-  std::vector<DeviceId> peers{};  ///< whose memory may be used; empty: every usable peer of the consumer
+  DeviceId consumer = 0;  ///< the GPU that reads
+  /// Whose memory may be used. Empty: every usable peer that the consumer reads faster than host memory.
+  std::vector<DeviceId> peers{};
   bool verify_paths = true;  ///< send a pattern over each path first; a peer whose path fails is not used
 
   std::uint64_t local_budget_bytes = 0;          ///< tier `local`: 0 means that the caller owns all buffers
@@ -124,7 +125,8 @@ struct FetchItem {
 
 /// A pin on one copy of one object, and the only thing that exposes its address. While it is held the
 /// bytes stay where they are. Releasing is cheap, and safe while GPU work given to the lease's stream is
-/// still reading: the memory goes back only when that work is done. Move-only; not for two threads at once.
+/// still reading: the memory goes back only when that work is done. A graph that reads the bytes needs them
+/// for as long as it may be launched: hold the lease until then. Move-only; not for two threads at once.
 class Lease {
  public:
   Lease() = default;
@@ -193,8 +195,9 @@ class PeerCache {
   /// Stores `bytes` bytes under `key` and answers the generation. A key that exists is replaced: from
   /// then on reads get the new bytes, and leases on the old ones stay good. `source` is read in the
   /// order of `options.stream` (an `external_host` source is not copied and stays the caller's).
-  /// Errors: invalid_argument; out_of_memory, unavailable, copy_failed: the key keeps its old content, unless
-  /// the copy failed in flight, after the old content had made way; then the key is gone, and told as lost.
+  /// Errors: invalid_argument; not_supported (the stream is being captured); out_of_memory, unavailable,
+  /// copy_failed: the key keeps its old content, unless the copy failed in flight, after the old content had
+  /// made way; then the key is gone, and told as lost.
   Result<Generation> put(const Key& key, const void* source, std::uint64_t bytes,
                          const PutOptions& options = {});
 
@@ -209,7 +212,8 @@ class PeerCache {
   /// next tier. Up to two paths (peers, host) carry a batch at the same time.
   /// A copy that fails in flight, after the call has returned, is noticed by `poll`, which takes its path out
   /// of service, but this caller is not told: who must know uses `fetch_and_wait`.
-  /// Errors: invalid_argument (the stream is not the consumer's; null destination).
+  /// Errors: invalid_argument (the stream is not the consumer's; null destination), not_supported (the stream
+  /// is being captured into a graph: its replays would read memory that has changed hands).
   Status fetch(std::span<FetchItem> items, StreamId stream);
 
   /// As `fetch`, and waits. A copy that fails in flight is served again from the next tier, so that the
@@ -255,6 +259,7 @@ class PeerCache {
 
   // --- looking in --------------------------------------------------------------------------------
 
+  [[nodiscard]] Backend& backend() const;
   [[nodiscard]] const Topology& topology() const;
   [[nodiscard]] const PeerCacheConfig& config() const;
   [[nodiscard]] CacheStats stats() const;

@@ -9,12 +9,13 @@ namespace harvest {
 
 class PeerCache;
 
-/// Owns a thread that calls `PeerCache::poll` again and again, with a pause between. For programs without a
-/// loop of their own; not for the simulated backend in virtual time, where whoever drives the clock polls.
+/// Owns a thread that calls `PeerCache::poll` when it wants to be called: often while something is under way,
+/// seldom when nothing is. For programs without a loop of their own; not for the simulated backend in virtual
+/// time, where whoever drives the clock polls.
 class Runner {
  public:
-  /// Starts. `cache` outlives the runner. `pause_ns` is the time between two polls.
-  explicit Runner(PeerCache& cache, TimeNs pause_ns = 1'000'000);
+  /// Starts. `cache` outlives the runner. Between two polls it waits for 10 us to `longest_pause_ns`.
+  explicit Runner(PeerCache& cache, TimeNs longest_pause_ns = 1'000'000);
 
   /// Stops after the poll that is running.
   ~Runner();

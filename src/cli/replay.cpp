@@ -267,6 +267,7 @@ void print_runs(const Comparison& comparison) {
   row("objects lost", [](const RunFigures& r) { return format_count(r.engine.lost); });
   row("wrong bytes", [](const RunFigures& r) { return format_count(r.engine.wrong_bytes); });
   fmt::print("{}\n", table.text());
+  if (a.peers.empty()) fmt::print("No peer can be read faster than host memory here, so none was used.\n");
 }
 
 void print(const Options& options, const Workload& workload, const Comparison& comparison) {

@@ -65,7 +65,6 @@ Result<RunFigures> run_workload(const Workload& workload, bool with_peers, Progr
   for (const MachineDevice& device : workload.machine.devices)
     if (device.info.id != kHost && device.info.id != config.consumer) gpus.push_back(device.info.id);
   Owners owners(**backend, gpus, workload.activity, workload.seed);
-  const DeviceId consumer = config.consumer;
   auto cache = PeerCache::create(**backend, std::move(config));
   if (!cache) return tl::unexpected(cache.error());
 
@@ -80,12 +79,11 @@ Result<RunFigures> run_workload(const Workload& workload, bool with_peers, Progr
 
   RunFigures figures;
   figures.with_peers = with_peers;
-  if (with_peers)
-    for (const PeerRank& rank : (*cache)->topology().rank_peers(consumer, workload.block_bytes))
-      figures.peers.push_back(rank.device);
   figures.engine = (*engine)->figures();
   figures.owners = owners.figures();
   figures.cache = (*cache)->stats();
+  for (const PoolStats& pool : figures.cache.pools)
+    if (with_peers && pool.tier == Tier::peer) figures.peers.push_back(pool.device);
   figures.duration_ns = (*backend)->now_ns() - begin;
   figures.uses = (*engine)->uses();
   cache->reset();  // before the engine, which hears of events, and the machine

@@ -73,9 +73,12 @@ Status Cache::start() {
 
 Status Cache::make_peers() {
   std::vector<DeviceId> ids = config_.peers;
-  if (ids.empty())
-    for (const PeerRank& rank : topology_.rank_peers(config_.consumer, config_.segment_max_bytes))
-      ids.push_back(rank.device);
+  if (ids.empty()) {
+    const std::uint64_t bytes = config_.segment_max_bytes;
+    const double from_host = topology_.expected_copy_ns(kHost, config_.consumer, bytes);
+    for (const PeerRank& rank : topology_.rank_peers(config_.consumer, bytes))
+      if (rank.fetch_ns < from_host) ids.push_back(rank.device);
+  }
   for (const DeviceId id : ids) {
     const DeviceInfo* device = topology_.device(id);
     if (device == nullptr || id == kHost)

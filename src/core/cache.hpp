@@ -104,7 +104,7 @@ struct Peer {
 
   bool lost = false;              ///< for good
   TimeNs suspended_until_ns = 0;  ///< out of service after a failed copy, until then
-  TimeNs suspension_ns = 0;       ///< doubles with every failure
+  TimeNs suspension_ns = 0;       ///< doubles with every failure that comes soon
   std::string why_out_of_service;
 };
 
@@ -178,6 +178,7 @@ class Cache {
   // --- inspection.cpp
   [[nodiscard]] CacheStats stats() const HARVEST_EXCLUDES(control_);
   [[nodiscard]] Status audit() const HARVEST_EXCLUDES(control_);
+  [[nodiscard]] Backend& backend() const { return backend_; }
   [[nodiscard]] const Topology& topology() const { return topology_; }
   [[nodiscard]] const PeerCacheConfig& config() const { return config_; }
 
@@ -202,6 +203,7 @@ class Cache {
       HARVEST_REQUIRES(reader.mutex);
   void watch(Reader& reader, StreamId stream, DeviceId source, Reader::Ending* ending)
       HARVEST_REQUIRES(reader.mutex);
+  [[nodiscard]] Status check_not_capturing(StreamId stream) const;
   [[nodiscard]] Status check_fetch(std::span<const FetchItem> items, StreamId stream) const;
   [[nodiscard]] Reader& reader_of(StreamId stream);
 

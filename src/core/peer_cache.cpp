@@ -159,6 +159,9 @@ TimeNs PeerCache::poll() {
 Status PeerCache::settle(TimeNs deadline_ns) {
   return cache_->settle(deadline_ns);
 }
+Backend& PeerCache::backend() const {
+  return cache_->backend();
+}
 const Topology& PeerCache::topology() const {
   return cache_->topology();
 }

@@ -116,7 +116,7 @@ Status Cache::grow(Peer& peer, std::uint64_t object_bytes) {
 }
 
 /// Copies failed somewhere since we last looked. A peer whose copies fail leaves service (I10): for good if
-/// its device is lost, else for a while that doubles each time.
+/// its device is lost, else for a while that doubles each time, until the peer has served well for long.
 void Cache::hear_of_trouble() {
   for (Peer& peer : peers_) {
     if (trouble_[static_cast<std::size_t>(peer.device)].exchange(0, std::memory_order_relaxed) == 0 ||
@@ -133,6 +133,8 @@ void Cache::hear_of_trouble() {
 }
 
 void Cache::suspend(Peer& peer) {
+  const bool long_in_service = backend_.now_ns() - peer.suspended_until_ns >= kLongestSuspensionNs;
+  if (long_in_service) peer.suspension_ns = 0;
   peer.suspension_ns = std::clamp(peer.suspension_ns * 2, kFirstSuspensionNs, kLongestSuspensionNs);
   peer.suspended_until_ns = backend_.now_ns() + peer.suspension_ns;
   peer.why_out_of_service = "a copy failed";

@@ -52,6 +52,16 @@ Lease Cache::acquire(const Key& key, StreamId stream) {
   return lease;
 }
 
+/// A captured copy runs whenever its graph does, when the slot that it reads may hold another object.
+Status Cache::check_not_capturing(StreamId stream) const {
+  if (!backend_.is_capturing(stream)) return {};
+  return fail(
+      ErrorCode::not_supported,
+      fmt::format("stream {} is being captured into a graph, whose replays would read memory that has "
+                  "changed hands; capture your own copies under leases that live as long as the graph",
+                  static_cast<std::uint32_t>(stream)));
+}
+
 Status Cache::check_fetch(std::span<const FetchItem> items, StreamId stream) const {
   const auto device = backend_.stream_device(stream);
   if (!device) return tl::unexpected(device.error());
@@ -60,6 +70,7 @@ Status Cache::check_fetch(std::span<const FetchItem> items, StreamId stream) con
                 fmt::format("stream {} is of device {}, the consumer is {}",
                             static_cast<std::uint32_t>(stream), *device, config_.consumer));
   }
+  if (Status status = check_not_capturing(stream); !status) return status;
   for (const FetchItem& item : items)
     if (item.destination == nullptr)
       return fail(ErrorCode::invalid_argument,

@@ -24,10 +24,10 @@ Status Cache::check_put(const void* source, std::uint64_t bytes, const PutOption
                 fmt::format("external_host memory is on the host, but the source is on device {}",
                             options.source_device));
   }
-  if (options.stream != StreamId::none)
-    if (const auto device = backend_.stream_device(options.stream); !device)
-      return tl::unexpected(device.error());
-  return {};
+  if (options.stream == StreamId::none) return {};
+  if (const auto device = backend_.stream_device(options.stream); !device)
+    return tl::unexpected(device.error());
+  return check_not_capturing(options.stream);
 }
 
 Result<Generation> Cache::put(const Key& key, const void* source, std::uint64_t bytes,

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <harvest/loopback.hpp>
 #include <harvest/simulated_backend.hpp>
 
 #include "backend/broken_backends.hpp"
@@ -62,6 +63,14 @@ std::vector<Entry> entries() {
       {"simulated_phantom_threads", [] { return simulated_subject(phantom, real_time); }},
       {"simulated_dgx_h100", [] { return simulated_subject(phantom, virtual_time, "dgx-h100"); }},
       {"simulated_4x4090", [] { return simulated_subject(real, virtual_time, "4x4090-pcie"); }},
+      {"loopback_simulated",
+       [] {
+         Subject subject = simulated_subject(real, virtual_time);
+         std::shared_ptr<Backend> inner = std::move(subject.backend);
+         subject.backend = make_loopback_backend(*inner, 1).value();
+         subject.keeps_alive = std::move(inner);
+         return subject;
+       }},
       {"checked_simulated",
        [] {
          Subject subject = simulated_subject(real, virtual_time);

@@ -20,6 +20,15 @@ class CreateTest : public ::testing::Test {
   PeerCacheConfig config_ = small_config();
 };
 
+TEST_F(CreateTest, PeersThatAreSlowerThanTheHostAreUsedOnlyIfTheyAreNamed) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("4x4090-pcie")));
+  const auto by_itself = PeerCache::create(*machine, config_).value();
+  for (const PoolStats& pool : by_itself->stats().pools) EXPECT_NE(pool.tier, Tier::peer) << pool.device;
+  config_.peers = {2};
+  const auto named = PeerCache::create(*machine, config_).value();
+  EXPECT_EQ(named->stats().pools.front().device, 2);
+}
+
 TEST_F(CreateTest, NamesTheFieldItsValueAndItsLimit) {
   const auto with = [&](auto change) {
     PeerCacheConfig config = small_config();

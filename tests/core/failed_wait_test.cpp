@@ -20,6 +20,9 @@ class FailingBackend final : public test::ForwardingBackend {
     if (fails(fail_record_after_)) return fail(ErrorCode::out_of_memory, "no event can be had now");
     return inner_.record_event(stream);
   }
+  bool is_capturing(StreamId stream) const override { return stream == capturing_; }
+  void capture(StreamId stream) { capturing_ = stream; }
+
   /// The call after the next `calls` fails, once.
   void fail_wait_after(int calls) { fail_wait_after_ = calls; }
   void fail_record_after(int calls) { fail_record_after_ = calls; }
@@ -29,6 +32,7 @@ class FailingBackend final : public test::ForwardingBackend {
 
   int fail_wait_after_ = -1;
   int fail_record_after_ = -1;
+  StreamId capturing_ = StreamId::none;
 };
 
 constexpr std::uint64_t kBytes = 4 * MiB;
@@ -130,6 +134,20 @@ TEST_F(FailedWaitTest, ASlotWhoseReadersCannotBeAskedIsNotFreed) {
   EXPECT_EQ(download(staging_), content(1, 1, kBytes)) << "write after read";
   ASSERT_TRUE(cache_->settle(backend_.now_ns() + 1'000'000'000).has_value());
   put(2, Backing::lossy);
+}
+
+/// What a graph reads at each of its replays, a lease must hold; a fetch holds nothing when it has returned.
+TEST_F(FailedWaitTest, NothingIsFetchedOrPutOnAStreamThatIsCaptured) {
+  put(1, Backing::external_host);
+  FetchItem wanted = item(1, staging_);
+  backend_.capture(stream_);
+  EXPECT_EQ(cache_->fetch({&wanted, 1}, stream_).error().code, ErrorCode::not_supported);
+  EXPECT_EQ(cache_->fetch_and_wait({&wanted, 1}, stream_).error().code, ErrorCode::not_supported);
+  const PutOptions on_stream{.backing = Backing::lossy, .stream = stream_};
+  EXPECT_EQ(cache_->put(2, sources_[1].data(), kBytes, on_stream).error().code, ErrorCode::not_supported);
+  EXPECT_TRUE(cache_->acquire(1, stream_)) << "the caller's own copies may be captured";
+  backend_.capture(StreamId::none);
+  EXPECT_TRUE(cache_->fetch({&wanted, 1}, stream_));
 }
 
 }  // namespace

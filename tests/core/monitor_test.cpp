@@ -183,5 +183,29 @@ TEST(MonitorTest, ASuspendedPeerComesBack) {
   EXPECT_EQ(world.fetch(1, 1, MiB), Tier::peer);
 }
 
+TEST(MonitorTest, FailuresThatLieFarApartDoNotAddUp) {
+  World world;
+  ASSERT_TRUE(world.put(1, 1, MiB, backed_by(Backing::external_host)));
+  const auto time_out_of_service = [&] {
+    for (int i = 0; i < 4 && world.cache->locate(1) != Tier::peer; ++i) {
+      world.fetch(1, 1, MiB);
+      world.settle();
+    }
+    EXPECT_EQ(world.cache->locate(1), Tier::peer);
+    EXPECT_TRUE(world.backend->set_link_up(1, 0, false).has_value());
+    EXPECT_EQ(world.fetch(1, 1, MiB), Tier::host);
+    EXPECT_TRUE(world.backend->set_link_up(1, 0, true).has_value());
+    world.cache->poll();
+    const TimeNs begin = world.backend->now_ns();
+    while (!world.cache->stats().pools[0].in_service) world.pass_time(50'000'000);
+    return world.backend->now_ns() - begin;
+  };
+  const TimeNs first = time_out_of_service();
+  EXPECT_GT(time_out_of_service(), first * 3 / 2) << "soon after the first: the pause doubles";
+  world.pass_time(120'000'000'000);
+  EXPECT_LT(time_out_of_service(), first * 3 / 2)
+      << "after two minutes of good service it is the first again";
+}
+
 }  // namespace
 }  // namespace harvest::testing

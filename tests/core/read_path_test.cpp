@@ -21,6 +21,10 @@ class WatchedBackend final : public test::ForwardingBackend {
     const NotCounting pause;
     return inner_.stream_device(stream);
   }
+  bool is_capturing(StreamId stream) const override {
+    const NotCounting pause;
+    return inner_.is_capturing(stream);
+  }
   Result<EventId> record_event(StreamId stream) override {
     const NotCounting pause;
     return inner_.record_event(stream);

@@ -24,11 +24,22 @@ constexpr std::array kFolderFloors{
 };
 
 constexpr std::array kHeaderFloors{
-    Floor{"types.hpp", 0},  Floor{"status.hpp", 0},  Floor{"backend.hpp", 1},
-    Floor{"cuda.hpp", 1},   Floor{"machine.hpp", 1}, Floor{"simulated_backend.hpp", 1},
-    Floor{"policy.hpp", 1}, Floor{"trace.hpp", 0},   Floor{"topology.hpp", 1},
-    Floor{"stats.hpp", 2},  Floor{"runner.hpp", 3},  Floor{"peer_cache.hpp", 3},
-    Floor{"moe.hpp", 4},    Floor{"kv.hpp", 4},      Floor{"harvest.hpp", 5},
+    Floor{"types.hpp", 0},
+    Floor{"status.hpp", 0},
+    Floor{"backend.hpp", 1},
+    Floor{"loopback.hpp", 1},
+    Floor{"cuda.hpp", 1},
+    Floor{"machine.hpp", 1},
+    Floor{"simulated_backend.hpp", 1},
+    Floor{"policy.hpp", 1},
+    Floor{"trace.hpp", 0},
+    Floor{"topology.hpp", 1},
+    Floor{"stats.hpp", 2},
+    Floor{"runner.hpp", 3},
+    Floor{"peer_cache.hpp", 3},
+    Floor{"moe.hpp", 4},
+    Floor{"kv.hpp", 4},
+    Floor{"harvest.hpp", 5},
 };
 
 constexpr int kFloorOnPublicHeadersAlone = 4;

@@ -16,8 +16,8 @@ namespace harvest::cuda {
 struct KnownRange {
   std::byte* begin = nullptr;
   std::uint64_t bytes = 0;
-  DeviceId device = kHost;         ///< where the memory is; on the host: pinned
-  std::uint64_t accessible_by = 0; ///< bit i: GPU i may address it
+  DeviceId device = kHost;          ///< where the memory is; on the host: pinned
+  std::uint64_t accessible_by = 0;  ///< bit i: GPU i may address it
 
   [[nodiscard]] const std::byte* end() const { return begin + bytes; }
   [[nodiscard]] bool is_accessible_by(DeviceId gpu) const { return ((accessible_by >> gpu) & 1) != 0; }

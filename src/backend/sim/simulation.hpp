@@ -54,6 +54,7 @@ class Simulation final : public SimulatedBackend {
   Result<StreamId> wrap_stream(DeviceId device, void* native) override;
   Status destroy_stream(StreamId stream) override { return engine_->destroy_stream(stream); }
   Result<DeviceId> stream_device(StreamId stream) const override { return engine_->stream_device(stream); }
+  bool is_capturing(StreamId) const override { return false; }
   Result<EventId> record_event(StreamId stream) override;
   void release_event(EventId event) override { engine_->release_event(event); }
   EventState query_event(EventId event) override { return engine_->query_event(event); }
