@@ -55,7 +55,7 @@ class HostMemory {
 
   /// Errors: out_of_memory (nothing of it is left then). Requires: a multiple of the granularity, not 0.
   [[nodiscard]] Result<std::byte*> map(std::uint64_t bytes) HARVEST_EXCLUDES(mutex_);
-  /// Errors: not_found (not a segment's address). The memory is gone afterwards whatever CUDA answers.
+  /// Errors: invalid_argument (not a segment's address). The memory is gone afterwards whatever CUDA answers.
   [[nodiscard]] Status unmap(std::byte* address) HARVEST_EXCLUDES(mutex_);
 
   /// Errors: invalid_argument (null, 0 bytes, overlaps what is known here or was pinned by somebody else),
