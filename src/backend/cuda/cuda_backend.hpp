@@ -22,9 +22,9 @@
 
 namespace harvest::cuda {
 
-/// The contract of `Backend` on CUDA: it checks, finds the stream or device, makes that current, and hands on.
-/// Nothing on the read path (`copy`, `record_event`, `stream_wait`, `query_event`) takes a lock for more than
-/// one stream or one GPU, or allocates once its pools have grown.
+/// The contract of `Backend` on CUDA: it checks, finds the stream or device, makes that current, and hands
+/// on. Nothing on the read path (`copy`, `record_event`, `stream_wait`, `query_event`) takes a lock for more
+/// than one stream or one GPU, or allocates once its pools have grown.
 class CudaBackend final : public Backend {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Backend>> make(CudaOptions options);
@@ -61,7 +61,8 @@ class CudaBackend final : public Backend {
   void sleep_until(TimeNs until_ns) override;
 
  private:
-  CudaBackend(std::unique_ptr<Gpus> gpus, Discovery found, const CudaOptions& options);
+  CudaBackend(std::unique_ptr<Gpus> gpus, Discovery found, const CudaOptions& options,
+              std::vector<CopyCalibration> calibrations);
 
   [[nodiscard]] const LinkInfo* link(Route route) const;
   [[nodiscard]] std::size_t row(DeviceId device) const { return static_cast<std::size_t>(device + 1); }
@@ -69,7 +70,8 @@ class CudaBackend final : public Backend {
   [[nodiscard]] Status check_route(Route route) const;
   /// The first GPU that is not lost: host memory needs one, whichever it is. Errors: unavailable.
   [[nodiscard]] Result<DeviceId> any_gpu() const;
-  [[nodiscard]] Result<std::vector<DeviceId>> reachable(DeviceId device, std::span<const DeviceId> readers) const;
+  [[nodiscard]] Result<std::vector<DeviceId>> reachable(DeviceId device,
+                                                        std::span<const DeviceId> readers) const;
 
   /// `work(Stream&)` on a stream that stays open, its GPU current, nobody else giving it work.
   /// Errors: not_found, unavailable, and those of `work`.
@@ -79,8 +81,8 @@ class CudaBackend final : public Backend {
   template <typename Work>
   auto on_any_gpu(Work work) -> decltype(work());
 
-  [[nodiscard]] EventPool& pool_of(EventId event);
-  Status after_failed_copy(const CopyJob& job, Error why);
+  [[nodiscard]] EventPool& pool_of(EventId event) const;
+  [[nodiscard]] bool captures(const Stream& stream) const;
   Status fill_directly(const Stream& stream, DeviceId device, std::byte* address, std::uint64_t bytes,
                        std::uint8_t value);
   Status fill_there(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,

@@ -3,29 +3,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include "backend/cuda/relaxed_capture.hpp"
+
 namespace harvest::cuda {
 
-/// For a scope, calls of this thread are judged by what they do to a capture and not by what they might. While
-/// anybody in the process captures a stream in CUDA's global mode, a mere allocation or event query of another
-/// thread would be refused and would spoil that capture. Nothing of ours may: what is given to a stream that is
-/// being captured is checked by itself. Cost: two looks at thread-local state.
-class CaptureGuard {
- public:
-  CaptureGuard() { exchange(); }
-  ~CaptureGuard() { exchange(); }
-  CaptureGuard(const CaptureGuard&) = delete;
-  CaptureGuard& operator=(const CaptureGuard&) = delete;
-
- private:
-  void exchange() {
-    if (cudaThreadExchangeStreamCaptureMode(&mode_) != cudaSuccess) static_cast<void>(cudaGetLastError());
-  }
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-/// Makes a GPU the calling thread's current device for a scope, with a `CaptureGuard`. Cost where it is that
-/// already: a look at thread-local state. Coming back to the caller's device gives that a context if it had
-/// none, as every cudaSetDevice does since CUDA 12.
+/// Makes a GPU the calling thread's current device for a scope, with a `RelaxedCapture`: somebody else's
+/// capture is not spoilt by what happens in it. Cost where it is that already: a look at thread-local state.
+/// Coming back to the caller's device gives that a context if it had none, as every cudaSetDevice does since
+/// CUDA 12.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int ordinal) : error_(cudaGetDevice(&before_)) {
@@ -44,7 +29,7 @@ class DeviceGuard {
   [[nodiscard]] cudaError_t error() const { return error_; }
 
  private:
-  CaptureGuard capture_;
+  RelaxedCapture capture_;
   int before_ = 0;
   bool switched_ = false;
   cudaError_t error_;
