@@ -42,8 +42,16 @@ Result<std::vector<CardCalibration>> calibrations_of(const std::string& asked) {
 
 }  // namespace
 
-// --- making and ending
-// ---------------------------------------------------------------------------------------
+template <typename Work>
+auto CudaBackend::on_any_gpu(Work work) -> decltype(work()) {
+  const Result<DeviceId> gpu = any_gpu();
+  if (!gpu) return tl::unexpected(gpu.error());
+  const DeviceGuard guard(gpus_->ordinal(*gpu));
+  if (guard.error() != cudaSuccess) return gpus_->fail_call(guard.error(), *gpu, "cudaSetDevice");
+  return work();
+}
+
+// --- making and ending ---------------------------------------------------------------------------------
 
 Result<std::unique_ptr<Backend>> CudaBackend::make(CudaOptions options) {
   Result<std::vector<int>> ordinals = choose_gpus(options.gpus);
@@ -97,7 +105,13 @@ CudaBackend::~CudaBackend() {
     const DeviceGuard guard(gpus_->ordinal(stream->device));
     if (cudaStreamDestroy(stream->native) != cudaSuccess) static_cast<void>(cudaGetLastError());
   }
-  if (idle) return;
+  if (idle) {
+    static_cast<void>(on_any_gpu([&] {  // whichever GPU the caller has current may be lost
+      host_.reset();
+      return Status{};
+    }));
+    return;
+  }
   // Unmapping under work poisons the context for the whole process (FACTS rule 1): rather keep the memory.
   log().error("the CUDA backend ends while work is under way on its streams; its memory stays allocated");
   static_cast<void>(segments_.release());
@@ -124,8 +138,7 @@ bool CudaBackend::drain() {
   return true;
 }
 
-// --- checks
-// --------------------------------------------------------------------------------------------------
+// --- checks --------------------------------------------------------------------------------------------
 
 const LinkInfo* CudaBackend::link(Route route) const {
   const auto is_device = [&](DeviceId device) { return device == kHost || gpus_->has(device); };
@@ -170,17 +183,7 @@ Result<std::vector<DeviceId>> CudaBackend::reachable(DeviceId device,
   return chosen;
 }
 
-template <typename Work>
-auto CudaBackend::on_any_gpu(Work work) -> decltype(work()) {
-  const Result<DeviceId> gpu = any_gpu();
-  if (!gpu) return tl::unexpected(gpu.error());
-  const DeviceGuard guard(gpus_->ordinal(*gpu));
-  if (guard.error() != cudaSuccess) return gpus_->fail_call(guard.error(), *gpu, "cudaSetDevice");
-  return work();
-}
-
-// --- memory
-// --------------------------------------------------------------------------------------------------
+// --- memory --------------------------------------------------------------------------------------------
 
 Result<MemoryInfo> CudaBackend::query_memory(DeviceId device) {
   if (const Status status = gpus_->check(device); !status) return tl::unexpected(status.error());

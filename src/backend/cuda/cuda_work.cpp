@@ -55,8 +55,7 @@ auto CudaBackend::on_stream(StreamId id, Work work) -> decltype(work(std::declva
   return work(*stream);
 }
 
-// --- streams
-// -------------------------------------------------------------------------------------------------
+// --- streams -------------------------------------------------------------------------------------------
 
 Result<StreamId> CudaBackend::create_stream(DeviceId device) {
   if (const Status status = check_gpu(device); !status) return tl::unexpected(status.error());
@@ -122,8 +121,7 @@ bool CudaBackend::captures(const Stream& stream) const {
   return error == cudaErrorStreamCaptureImplicit;  // the legacy stream, while a blocking one is captured
 }
 
-// --- events
-// --------------------------------------------------------------------------------------------------
+// --- events --------------------------------------------------------------------------------------------
 
 EventPool& CudaBackend::pool_of(EventId event) const {
   const DeviceId device = EventPool::device_of(event);
@@ -184,8 +182,7 @@ EventState CudaBackend::wait_event(EventId event, TimeNs deadline_ns) {
   return state;
 }
 
-// --- work
-// ----------------------------------------------------------------------------------------------------
+// --- work ----------------------------------------------------------------------------------------------
 
 Status CudaBackend::copy(StreamId id, Route route, std::span<const Copy> copies) {
   return on_stream(id, [&](Stream& stream) -> Status {
@@ -267,8 +264,7 @@ Result<StreamId> CudaBackend::helper_stream(DeviceId device) {
   return made;
 }
 
-// --- time
-// ----------------------------------------------------------------------------------------------------
+// --- time ----------------------------------------------------------------------------------------------
 
 TimeNs CudaBackend::now_ns() const {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(

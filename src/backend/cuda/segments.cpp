@@ -110,7 +110,7 @@ Status Segments::release(std::byte* address, const Segment& segment) {
   return {};
 }
 
-// --- the driver's virtual memory ---------------------------------------------------------------------------
+// --- the driver's virtual memory -----------------------------------------------------------------------
 
 Result<std::byte*> Segments::map_virtual(Segment& segment, std::span<const DeviceId> readers) {
   const Driver& cu = driver();
@@ -176,7 +176,7 @@ Status Segments::unmap_virtual(std::byte* address, const Segment& segment) {
   return {};
 }
 
-// --- cudaMalloc -------------------------------------------------------------------------------------------
+// --- cudaMalloc ----------------------------------------------------------------------------------------
 
 Result<std::byte*> Segments::allocate(const Segment& segment, std::span<const DeviceId> readers) {
   for (const DeviceId reader : readers)
