@@ -7,7 +7,7 @@
 set(HARVEST_CUDA_ARCHITECTURES "" CACHE STRING
     "Compute capabilities that the copy kernel is compiled for, like 90;100. Empty: what the toolkit's nvcc knows of 80, 90, 100, 120")
 
-# Sets `out` to flags for nvcc.
+# Sets `out` to flags for nvcc, and `out`_for to what people read.
 function(harvest_copy_kernel_flags out)
   set(wanted ${HARVEST_CUDA_ARCHITECTURES})
   if(NOT wanted)
@@ -23,6 +23,8 @@ function(harvest_copy_kernel_flags out)
     list(APPEND flags -gencode=arch=compute_${architecture},code=sm_${architecture})
   endforeach()
   set(${out} ${flags} PARENT_SCOPE)
+  list(JOIN wanted " " wanted)
+  set(${out}_for "${wanted}" PARENT_SCOPE)
 endfunction()
 
 function(harvest_copy_kernel target)
@@ -52,12 +54,11 @@ function(harvest_copy_kernel target)
     execute_process(COMMAND ${CMAKE_COMMAND} "-DWHY=${why}" -DOUTPUT=${image}
                             -P ${PROJECT_SOURCE_DIR}/cmake/embed_copy_kernel.cmake COMMAND_ERROR_IS_FATAL ANY)
   else()
-    list(JOIN architectures " " made_for)
     add_custom_command(
       OUTPUT ${image}
       COMMAND ${CUDAToolkit_NVCC_EXECUTABLE} ${flags} ${folder}/copy_kernel.cu -o ${build}/copy_kernel.fatbin
       COMMAND ${CMAKE_COMMAND} -DINPUT=${build}/copy_kernel.fatbin
-              "-DMADE_BY=nvcc ${CUDAToolkit_VERSION} ${made_for}" -DOUTPUT=${image}
+              "-DMADE_BY=nvcc ${CUDAToolkit_VERSION} for ${architectures_for}" -DOUTPUT=${image}
               -P ${PROJECT_SOURCE_DIR}/cmake/embed_copy_kernel.cmake
       DEPENDS ${folder}/copy_kernel.cu ${folder}/copy_kernel.hpp
               ${PROJECT_SOURCE_DIR}/cmake/embed_copy_kernel.cmake

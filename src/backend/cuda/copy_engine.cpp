@@ -218,15 +218,16 @@ Status DriverCopyEngine::run_kernel(const CopyJob& job, const CopyStep& step) {
 }
 
 Error DriverCopyEngine::settle(const CopyJob& job, Error error) {
-  if (job.capturing || error.code == ErrorCode::unavailable) return error;
-  const Status waited = check(cudaStreamSynchronize(job.stream), "waiting after a failed copy");
-  if (!waited && waited.error().code == ErrorCode::unavailable) return waited.error();
-  return error;
+  if (job.capturing) return error;
+  const cudaError_t waited = cudaStreamSynchronize(job.stream);  // at once, if the device is lost
+  if (waited == cudaSuccess) return error;
+  const Status failure = check(waited, fmt::format("waiting after: {}", error.message));
+  return is_sticky(waited) ? failure.error() : error;
 }
 
 }  // namespace
 
-std::unique_ptr<CopyEngine> make_copy_engine(const MemoryMap& map, CopyEngineOptions options) {
+std::unique_ptr<CopyEngine> make_copy_engine(const MemoryMap& map, const CopyEngineOptions& options) {
   return std::make_unique<DriverCopyEngine>(map, options);
 }
 

@@ -52,6 +52,7 @@ struct CopyEngineOptions {
 /// Loads the copy kernel; where that fails the engine does without it and `ways` says why. Requires: CUDA is
 /// initialised. `map` outlives the engine; so do the streams that it was given, or their work is over.
 /// Destroying the engine waits for the batch calls that it made.
-[[nodiscard]] std::unique_ptr<CopyEngine> make_copy_engine(const MemoryMap& map, CopyEngineOptions options);
+[[nodiscard]] std::unique_ptr<CopyEngine> make_copy_engine(const MemoryMap& map,
+                                                           const CopyEngineOptions& options);
 
 }  // namespace harvest::cuda
