@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <ostream>
 #include <string>
 
 #include "backend/backend_laws.hpp"
@@ -16,6 +17,10 @@ struct BackendEntry {
   std::string name;
   SubjectFactory make;
 };
+
+inline void PrintTo(const BackendEntry& entry, std::ostream* out) {
+  *out << entry.name;
+}
 
 class BackendLaws : public testing::TestWithParam<BackendEntry> {};
 

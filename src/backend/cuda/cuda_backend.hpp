@@ -85,8 +85,12 @@ class CudaBackend final : public Backend {
   [[nodiscard]] bool captures(const Stream& stream) const;
   Status fill_directly(const Stream& stream, DeviceId device, std::byte* address, std::uint64_t bytes,
                        std::uint8_t value);
-  Status fill_there(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,
-                    std::uint8_t value);
+  /// The GPU that does copies for a stream of `gpu`: that one if it reaches all of their memory.
+  [[nodiscard]] DeviceId worker_for(DeviceId gpu, Route route, std::span<const Copy> copies) const;
+  /// `work(StreamId)` on a stream of `device`, after the work of `stream` so far and before what follows on
+  /// it.
+  template <typename Work>
+  Status on_helper(StreamId stream, DeviceId device, Work work);
   Result<StreamId> helper_stream(DeviceId device) HARVEST_EXCLUDES(helpers_mutex_);
   bool drain();
 
@@ -100,7 +104,7 @@ class CudaBackend final : public Backend {
   std::vector<std::unique_ptr<EventPool>> events_;  ///< by GPU
   std::unique_ptr<CopyEngine> engine_;
 
-  /// A stream of each GPU, for fills that the caller's stream cannot reach.
+  /// A stream of each GPU, for work on memory that the caller's stream cannot reach.
   Mutex helpers_mutex_;
   std::vector<StreamId> helpers_ HARVEST_GUARDED_BY(helpers_mutex_);
 };

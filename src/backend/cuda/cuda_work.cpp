@@ -184,10 +184,55 @@ EventState CudaBackend::wait_event(EventId event, TimeNs deadline_ns) {
 
 // --- work ----------------------------------------------------------------------------------------------
 
+template <typename Work>
+Status CudaBackend::on_helper(StreamId stream, DeviceId device, Work work) {
+  const Result<StreamId> helper = helper_stream(device);
+  if (!helper) return tl::unexpected(helper.error());
+  const Result<EventId> before = record_event(stream);
+  if (!before) return tl::unexpected(before.error());
+  Status status = stream_wait(*helper, *before);
+  release_event(*before);
+  if (!status) return status;
+  status = work(*helper);
+  if (!status) return status;
+  const Result<EventId> after = record_event(*helper);
+  if (after) {
+    status = stream_wait(stream, *after);
+    release_event(*after);
+    if (status) return status;
+  } else {
+    status = tl::unexpected(after.error());
+  }
+  // Nothing on the caller's stream would wait for what was given, so the host does.
+  static_cast<void>(on_stream(*helper, [&](Stream& native) -> Status {
+    return check(cudaStreamSynchronize(native.native), "cudaStreamSynchronize");
+  }));
+  return status;
+}
+
+DeviceId CudaBackend::worker_for(DeviceId gpu, Route route, std::span<const Copy> copies) const {
+  // Its own memory and pinned memory it reaches, and from there to another GPU the driver stages.
+  if (route.from == gpu || route.to == gpu || (route.from == kHost && route.to == kHost)) return gpu;
+  const auto reaches = [&](const std::byte* address, DeviceId device) {
+    if (device == kHost) return true;
+    const auto range = map_.find(address);
+    return range && range->is_accessible_by(gpu);
+  };
+  const bool reaches_all = std::all_of(copies.begin(), copies.end(), [&](const Copy& copy) {
+    return reaches(copy.source, route.from) && reaches(copy.destination, route.to);
+  });
+  if (reaches_all) return gpu;
+  return route.to != kHost ? route.to : route.from;
+}
+
 Status CudaBackend::copy(StreamId id, Route route, std::span<const Copy> copies) {
+  const Result<DeviceId> gpu = stream_device(id);
+  if (!gpu) return tl::unexpected(gpu.error());
+  if (Status status = check_route(route); !status) return status;
+  if (Status status = check_runs(copies); !status) return status;
+  if (const DeviceId worker = worker_for(*gpu, route, copies); worker != *gpu)
+    return on_helper(id, worker, [&](StreamId helper) { return copy(helper, route, copies); });
   return on_stream(id, [&](Stream& stream) -> Status {
-    if (Status status = check_route(route); !status) return status;
-    if (Status status = check_runs(copies); !status) return status;
     Status given = engine_->copy({stream.native, stream.device, route, captures(stream)}, copies);
     if (given) return given;
     const std::array concerned{stream.device, route.from, route.to};
@@ -209,7 +254,9 @@ Status CudaBackend::fill(StreamId id, DeviceId device, std::byte* address, std::
   const Result<DeviceId> by = stream_device(id);
   if (!by) return tl::unexpected(by.error());
   const bool reaches = range ? range->is_accessible_by(*by) : device == *by || device == kHost;
-  if (!reaches) return fill_there(id, device, address, bytes, value);
+  if (!reaches)
+    return on_helper(id, device,
+                     [&](StreamId helper) { return fill(helper, device, address, bytes, value); });
   return on_stream(id, [&](Stream& stream) { return fill_directly(stream, device, address, bytes, value); });
 }
 
@@ -234,25 +281,6 @@ Status CudaBackend::fill_directly(const Stream& stream, DeviceId device, std::by
     bytes -= piece;
   }
   return {};
-}
-
-/// By a stream of the memory's own GPU, after the work of `stream` so far and before what follows.
-Status CudaBackend::fill_there(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,
-                               std::uint8_t value) {
-  const Result<StreamId> helper = helper_stream(device);
-  if (!helper) return tl::unexpected(helper.error());
-  const Result<EventId> before = record_event(stream);
-  if (!before) return tl::unexpected(before.error());
-  Status status = stream_wait(*helper, *before);
-  release_event(*before);
-  if (!status) return status;
-  status = fill(*helper, device, address, bytes, value);
-  if (!status) return status;
-  const Result<EventId> after = record_event(*helper);
-  if (!after) return tl::unexpected(after.error());
-  status = stream_wait(stream, *after);
-  release_event(*after);
-  return status;
 }
 
 Result<StreamId> CudaBackend::helper_stream(DeviceId device) {

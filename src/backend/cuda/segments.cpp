@@ -22,6 +22,12 @@ CUdeviceptr number(const std::byte* address) {
   return reinterpret_cast<CUdeviceptr>(address);
 }
 
+/// Addresses behind each segment that nothing is mapped at: what runs past its end faults instead of writing
+/// into the next one, and runs that touch lie in one segment.
+std::uint64_t with_gap(std::uint64_t bytes) {
+  return bytes + kPlainGranularityBytes;
+}
+
 /// Undoes a step of a mapping unless all steps were taken.
 template <typename Undo>
 class Step {
@@ -124,9 +130,9 @@ Result<std::byte*> Segments::map_virtual(Segment& segment, std::span<const Devic
   Step created([&] { static_cast<void>(cu.release(segment.handle)); });
 
   CUdeviceptr address = 0;
-  if (const CUresult error = cu.reserve(&address, segment.bytes, 0, 0, 0); error != CUDA_SUCCESS)
+  if (const CUresult error = cu.reserve(&address, with_gap(segment.bytes), 0, 0, 0); error != CUDA_SUCCESS)
     return failed(error, "cuMemAddressReserve");
-  Step reserved([&] { static_cast<void>(cu.free_address(address, segment.bytes)); });
+  Step reserved([&] { static_cast<void>(cu.free_address(address, with_gap(segment.bytes))); });
 
   if (const CUresult error = cu.map(address, segment.bytes, 0, segment.handle, 0); error != CUDA_SUCCESS)
     return failed(error, "cuMemMap");
@@ -166,7 +172,7 @@ Status Segments::unmap_virtual(std::byte* address, const Segment& segment) {
   const Driver& cu = driver();
   const CUresult unmapped = cu.unmap(number(address), segment.bytes);
   const CUresult released = cu.release(segment.handle);
-  const CUresult freed = cu.free_address(number(address), segment.bytes);
+  const CUresult freed = cu.free_address(number(address), with_gap(segment.bytes));
   const std::pair<CUresult, const char*> steps[] = {
       {unmapped, "cuMemUnmap"}, {released, "cuMemRelease"}, {freed, "cuMemAddressFree"}};
   for (const auto& [error, call] : steps)
