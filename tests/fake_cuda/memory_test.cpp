@@ -138,7 +138,7 @@ TEST_F(Memory, TheKindOfACopyMustBeTrue) {
   EXPECT_CUDA(cudaErrorInvalidValue, cudaMemcpy(&plain, memory.get(), sizeof plain, cudaMemcpyHostToDevice));
   EXPECT_CUDA(cudaErrorInvalidValue,
               cudaMemcpy(memory.get(), &plain, sizeof plain, cudaMemcpyDeviceToDevice));
-  const int none = 9;
+  volatile int none = 9;  // no constant, since it is none of the enumeration
   EXPECT_CUDA(cudaErrorInvalidMemcpyDirection,
               cudaMemcpy(memory.get(), &plain, sizeof plain, static_cast<cudaMemcpyKind>(none)));
   EXPECT_CUDA(cudaSuccess, cudaMemcpy(memory.get(), &plain, sizeof plain, cudaMemcpyHostToDevice));

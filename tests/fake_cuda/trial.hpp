@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "fake_cuda/fake_cuda.hpp"
@@ -68,24 +69,28 @@ class TestEvent {
   cudaEvent_t event_ = nullptr;
 };
 
-/// Holds a stream until it is opened: a host function that waits.
+/// Holds a stream until it is opened: a host function that waits, with a state that outlives the gate.
 class Gate {
  public:
   explicit Gate(cudaStream_t stream) {
-    EXPECT_CUDA(cudaSuccess,
-                cudaLaunchHostFunc(
-                    stream, [](void* gate) { static_cast<Gate*>(gate)->open_.wait(false); }, this));
+    EXPECT_CUDA(cudaSuccess, cudaLaunchHostFunc(stream, &Gate::hold, new State(open_)));
   }
   ~Gate() { open(); }
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
   void open() {
-    open_ = true;
-    open_.notify_all();
+    *open_ = true;
+    open_->notify_all();
   }
 
  private:
-  std::atomic<bool> open_{false};
+  using State = std::shared_ptr<std::atomic<bool>>;
+  static void hold(void* given) {
+    const std::unique_ptr<State> own(static_cast<State*>(given));
+    (*own)->wait(false);
+  }
+
+  State open_ = std::make_shared<std::atomic<bool>>(false);
 };
 
 /// Memory of a device by cudaMalloc.
