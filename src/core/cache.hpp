@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -159,7 +160,7 @@ class Cache {
   Result<Generation> put(const Key& key, const void* source, std::uint64_t bytes, const PutOptions& options)
       HARVEST_EXCLUDES(control_);
   Status erase(const Key& key) HARVEST_EXCLUDES(control_);
-  Status forget_stream(StreamId stream);
+  Status forget_stream(StreamId stream) HARVEST_EXCLUDES(control_);
 
   // --- promotion.cpp
   std::size_t prefetch(std::span<const Key> keys, Tier tier) HARVEST_EXCLUDES(control_);
@@ -391,6 +392,7 @@ class Cache {
   std::vector<AccessLog::Sample> samples_ HARVEST_GUARDED_BY(control_);  ///< scratch of `learn_from_reads`
   std::deque<Generation> failed_writes_
       HARVEST_GUARDED_BY(control_);  ///< the last few, for `put` calls that wait
+  std::set<std::uint32_t> forgotten_streams_ HARVEST_GUARDED_BY(control_);  ///< ids are not used again
   std::vector<Settling> settling_ HARVEST_GUARDED_BY(control_);
   std::deque<Reclaim> reclaims_ HARVEST_GUARDED_BY(control_);
   std::uint64_t next_reclaim_ HARVEST_GUARDED_BY(control_) = 1;

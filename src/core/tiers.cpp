@@ -351,14 +351,15 @@ Result<EventId> Cache::record_apart(StreamId stream) {
 std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object) {
   std::vector<EventId> events;
   bool all = true;
-  const auto add = [&](std::uint32_t stream) {
+  const auto add = [&](std::uint32_t stream) HARVEST_REQUIRES(control_) {
+    if (forgotten_streams_.contains(stream)) return;  // its work was waited for then
     const auto event = record_apart(static_cast<StreamId>(stream));
     if (event) {
       events.push_back(*event);
       return;
     }
-    // A stream that is not known any more was forgotten, and its work waited for then; a lost device reads
-    // nothing any more. Anything else says nothing of the stream's work.
+    // A stream that is not known any more has done its work, or its owner forgot to say that it goes; a lost
+    // device reads nothing any more. Anything else says nothing of the stream's work.
     const ErrorCode code = event.error().code;
     all = all && (code == ErrorCode::not_found || code == ErrorCode::unavailable);
   };

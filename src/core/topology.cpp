@@ -74,8 +74,8 @@ class PathTester {
  private:
   std::optional<std::string> copy(StreamId stream, Route route, std::byte* destination,
                                   const std::byte* source) {
-    // One half in a piece and one in many, last first, so that they are not merged: a backend may have ways of
-    // its own for either, and one of them may be the broken one.
+    // One half in a piece and one in many, last first, so that they are not merged: a backend may have ways
+    // of its own for either, and one of them may be the broken one.
     std::vector<Copy> runs{{destination, source, kPatternBytes / 2}};
     for (std::uint64_t at = kPatternBytes; at > kPatternBytes / 2; at -= kFragmentBytes)
       runs.push_back({destination + at - kFragmentBytes, source + at - kFragmentBytes, kFragmentBytes});

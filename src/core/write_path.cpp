@@ -190,6 +190,8 @@ Status Cache::forget_stream(StreamId stream) {
   if (!event) return tl::unexpected(event.error());
   backend_.wait_event(*event, kNever);
   backend_.release_event(*event);
+  MutexLock lock(control_);
+  forgotten_streams_.insert(static_cast<std::uint32_t>(stream));
   return {};
 }
 

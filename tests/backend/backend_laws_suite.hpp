@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <ostream>
 #include <string>
 
@@ -16,6 +17,8 @@ namespace harvest::test {
 struct BackendEntry {
   std::string name;
   SubjectFactory make;
+  /// Why this machine has nothing to test, empty if it has. Without the function it always has.
+  std::function<std::string()> missing{};
 };
 
 inline void PrintTo(const BackendEntry& entry, std::ostream* out) {

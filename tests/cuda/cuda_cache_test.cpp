@@ -3,158 +3,32 @@
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <harvest/peer_cache.hpp>
 
-#include <deque>
-#include <map>
 #include <numeric>
 
-#include "backend/checked.hpp"
+#include "cuda/cache_world.hpp"
 #include "cuda/fake_machine.hpp"
 
 /// PeerCache over the CUDA backend, every byte compared.
 namespace harvest::test {
 namespace {
 
-using Contents = std::map<std::uint64_t, std::vector<std::byte>>;
-
-PeerCacheConfig small_config() {
-  PeerCacheConfig config;
-  config.host_budget_bytes = 64 * kMiB;
-  config.peer_budget_bytes = 32 * kMiB;
-  config.segment_min_bytes = 2 * kMiB;
-  config.segment_max_bytes = 4 * kMiB;
-  config.host_chunk_bytes = 4 * kMiB;
-  config.max_objects = 4096;
-  config.pressure.reserve_bytes = 64 * kMiB;
-  config.pressure.hysteresis_bytes = 2 * kMiB;
-  config.pressure.regrow_delay_ns = 50'000'000;
-  return config;
-}
-
-/// The backend under `checked`, which calls every missing order a violation.
-class CacheWorld {
+/// The cache on a fake machine. The machine is made first and looked at last.
+class FakeCacheWorld : private FakeMachine, public CacheWorld {
  public:
   /// `prepare` runs when the machine is there and nothing has used it yet.
-  explicit CacheWorld(
+  explicit FakeCacheWorld(
       const fake::MachineDescription& machine, PeerCacheConfig config = small_config(),
       void (*prepare)() = [] {})
-      : machine_(machine), backend_(make_checked_backend(make_backend())) {
-    prepare();
-    config.on_event = [this](const CacheEvent& event) { events.push_back(event); };
-    cache_ = PeerCache::create(*backend_, std::move(config)).value();
-    stream_ = backend_->create_stream(0).value();
-    staging_ = backend_->map_segment(0, kStagingBytes, {}).value();
-  }
-  ~CacheWorld() {
-    cache_.reset();
-    EXPECT_TRUE(backend_->unmap_segment(staging_));
-    EXPECT_TRUE(backend_->destroy_stream(stream_));
-    EXPECT_THAT(backend_->violations(), testing::IsEmpty());
-  }
-
-  Backend& backend() { return *backend_; }
-  PeerCache& cache() { return *cache_; }
-  StreamId stream() const { return stream_; }
-
-  void put(std::uint64_t key, std::uint64_t bytes, Backing backing) {
-    auto& source = sources_.emplace_back(content(bytes, key * 1000 + ++version_));
-    PutOptions options;
-    options.backing = backing;
-    const auto put = cache_->put(key, source.data(), bytes, options);
-    ASSERT_TRUE(put.has_value()) << put.error().message;
-    current[key] = source;
-  }
-
-  std::vector<std::byte> download(const std::byte* address, DeviceId device, std::uint64_t bytes) {
-    std::vector<std::byte> out(bytes);
-    EXPECT_TRUE(copy_one(*backend_, stream_, {device, kHost}, out.data(), address, bytes));
-    EXPECT_EQ(finish(*backend_, stream_), EventState::complete);
-    return out;
-  }
-
-  /// Fetches all of `keys` in one batch and compares; the tier of each.
-  std::map<std::uint64_t, Tier> fetch(const std::vector<std::uint64_t>& keys) {
-    std::vector<FetchItem> items;
-    std::uint64_t at = 0;
-    for (const std::uint64_t key : keys) {
-      items.push_back({.key = key, .destination = staging_ + at, .capacity_bytes = current[key].size()});
-      at += (current[key].size() + 255) / 256 * 256;
-    }
-    EXPECT_LE(at, kStagingBytes);
-    EXPECT_TRUE(backend_->fill(stream_, 0, staging_, at, 0xEE));
-    EXPECT_TRUE(cache_->fetch(items, stream_));
-    std::map<std::uint64_t, Tier> served;
-    for (const FetchItem& item : items) {
-      served[item.key.low] = item.served;
-      if (item.served == Tier::none) continue;
-      EXPECT_EQ(item.bytes, current[item.key.low].size());
-      EXPECT_EQ(download(static_cast<const std::byte*>(item.destination), 0, item.bytes),
-                current[item.key.low])
-          << "wrong bytes for key " << item.key.low << " from tier " << to_string(item.served);
-    }
-    return served;
-  }
-
-  void settle() {
-    const Status settled = cache_->settle(backend_->now_ns() + 20'000'000'000);
-    EXPECT_TRUE(settled.has_value()) << settled.error().message;
-    const Status audit = cache_->audit();
-    EXPECT_TRUE(audit.has_value()) << audit.error().message;
-  }
-
-  std::size_t count(CacheEvent::Kind kind) const {
-    return static_cast<std::size_t>(std::count_if(
-        events.begin(), events.end(), [&](const CacheEvent& event) { return event.kind == kind; }));
-  }
-
-  std::vector<DeviceId> peers() const {
-    std::vector<DeviceId> gpus;
-    for (const DeviceInfo& device : backend_->devices())
-      if (device.id > 0) gpus.push_back(device.id);
-    return gpus;
-  }
-
-  Contents current;
-  std::vector<CacheEvent> events;
-
- private:
-  static constexpr std::uint64_t kStagingBytes = 96 * kMiB;
-  FakeMachine machine_;
-  std::unique_ptr<CheckedBackend> backend_;
-  std::deque<std::vector<std::byte>> sources_;  ///< outlives the cache, which reads external objects in place
-  std::unique_ptr<PeerCache> cache_;
-  StreamId stream_ = StreamId::none;
-  std::byte* staging_ = nullptr;
-  std::uint64_t version_ = 0;
+      : FakeMachine(machine), CacheWorld((prepare(), make_backend()), std::move(config)) {}
 };
-
-constexpr Backing kBackings[] = {Backing::external_host, Backing::managed_host, Backing::spill,
-                                 Backing::lossy};
-constexpr std::uint64_t kSizes[] = {1, 4'097, 65'536, 300'001, 2 * kMiB, 5 * kMiB + 3};
-
-/// Objects of each size and backing; their keys.
-std::vector<std::uint64_t> put_all(CacheWorld& world, std::uint64_t first_key = 1) {
-  std::vector<std::uint64_t> keys;
-  for (const Backing backing : kBackings) {
-    for (const std::uint64_t bytes : kSizes) {
-      keys.push_back(first_key + keys.size());
-      world.put(keys.back(), bytes, backing);
-    }
-  }
-  return keys;
-}
-
-bool is_lossy(std::uint64_t key) {
-  return (key - 1) / std::size(kSizes) == 3;
-}
 
 class CudaCache : public testing::TestWithParam<int> {};
 
 TEST_P(CudaCache, DeliversEveryByteFromEveryTier) {
   PeerCacheConfig config = small_config();
   config.peer_budget_bytes = 128 * kMiB;  // room for all, so that nothing lossy makes way
-  CacheWorld world(machine_of(GetParam()), config);
+  FakeCacheWorld world(machine_of(GetParam()), config);
   const auto keys = put_all(world);
   for (const auto& [key, tier] : world.fetch(keys)) EXPECT_NE(tier, Tier::none) << key;
   EXPECT_EQ(world.cache().prefetch(std::vector<Key>(keys.begin(), keys.end()), Tier::peer), keys.size());
@@ -170,7 +44,7 @@ TEST_P(CudaCache, DeliversEveryByteFromEveryTier) {
 }
 
 TEST_P(CudaCache, LosesNothingToReclaims) {
-  CacheWorld world(machine_of(GetParam()));
+  FakeCacheWorld world(machine_of(GetParam()));
   const auto keys = put_all(world);
   ASSERT_EQ(world.cache().prefetch(std::vector<Key>(keys.begin(), keys.end()), Tier::peer), keys.size());
   world.settle();
@@ -196,7 +70,7 @@ TEST_P(CudaCache, LosesNothingToReclaims) {
 }
 
 TEST_P(CudaCache, ALeaseHoldsItsSegmentThroughAReclaim) {
-  CacheWorld world(machine_of(GetParam()));
+  FakeCacheWorld world(machine_of(GetParam()));
   for (std::uint64_t key = 1; key <= 12; ++key) world.put(key, kMiB, Backing::spill);
   world.settle();
   Lease lease = world.cache().acquire(5, world.stream());
@@ -229,7 +103,7 @@ TEST_P(CudaCache, ALeaseHoldsItsSegmentThroughAReclaim) {
 TEST_P(CudaCache, SpillsToHostWhenEveryPeerIsReclaimed) {
   PeerCacheConfig config = small_config();
   config.pressure.regrow_delay_ns = 600'000'000'000;
-  CacheWorld world(machine_of(GetParam()), config);
+  FakeCacheWorld world(machine_of(GetParam()), config);
   std::vector<std::uint64_t> keys;
   for (std::uint64_t key = 1; key <= 8; ++key) {
     keys.push_back(key);
@@ -248,7 +122,7 @@ TEST_P(CudaCache, SpillsToHostWhenEveryPeerIsReclaimed) {
 
 /// CUDA says that the path works, and its bytes are wrong: the self-test finds it before anybody reads.
 TEST_P(CudaCache, APathThatCorruptsSilentlyIsNotUsed) {
-  CacheWorld world(machine_of(GetParam()), small_config(), [] { fake::corrupt_path(1, 0); });
+  FakeCacheWorld world(machine_of(GetParam()), small_config(), [] { fake::corrupt_path(1, 0); });
   const Topology& topology = world.cache().topology();
   EXPECT_EQ(topology.path(1, 0)->state, PathState::failed);
   EXPECT_FALSE(topology.usable_as_peer(1, 0));
@@ -267,7 +141,7 @@ TEST_P(CudaCache, APathThatCorruptsSilentlyIsNotUsed) {
 
 /// Copies that cannot go directly are not for a cache, but nothing breaks: all is served from host memory.
 TEST(CudaCacheAlone, WithoutPeerAccessServesFromHost) {
-  CacheWorld world(without_peer_access(machine_of(2)));
+  FakeCacheWorld world(without_peer_access(machine_of(2)));
   for (std::uint64_t key = 1; key <= 8; ++key) world.put(key, 300'000 + key, Backing::managed_host);
   for (const auto& [key, tier] : world.fetch({1, 2, 3, 4, 5, 6, 7, 8})) EXPECT_EQ(tier, Tier::host) << key;
   EXPECT_EQ(fake::used_bytes(1), 0U);
@@ -275,7 +149,7 @@ TEST(CudaCacheAlone, WithoutPeerAccessServesFromHost) {
 
 /// A peer that dies takes what was only there with it, and nothing else.
 TEST(CudaCacheAlone, ALostPeerLeavesTheRestReadable) {
-  CacheWorld world(machine_of(4));
+  FakeCacheWorld world(machine_of(4));
   const auto keys = put_all(world);
   world.cache().prefetch(std::vector<Key>(keys.begin(), keys.end()), Tier::peer);
   world.settle();
@@ -294,8 +168,7 @@ TEST(CudaCacheAlone, ALostPeerLeavesTheRestReadable) {
   EXPECT_EQ(world.count(CacheEvent::Kind::lost), missing);
 }
 
-// --- two processes
-// ------------------------------------------------------------------------------------------
+// --- two processes --------------------------------------------------------------------------------------
 
 /// What another process answers that wants `bytes` of a device that it shares with this one: 0 if it got
 /// them.
