@@ -326,35 +326,6 @@ TEST_F(CopyEngineTest, TheLegacyStreamGetsNoBatchAndThePerThreadOneDoes) {
 
 // --- order -----------------------------------------------------------------------------------------
 
-class CopyEngineOrderTest : public CopyEngineTest, public ::testing::WithParamInterface<CopyMethod> {};
-
-/// Work before writes the source and the destination; work after overwrites the source and reads the
-/// destination. A missing edge on either side delivers other bytes.
-TEST_P(CopyEngineOrderTest, ABatchStandsBetweenTheWorkBeforeAndAfterIt) {
-  make_engine(GetParam());
-  fake_cuda::slow_copies(200);
-  for (Route route : {kIn, kOut, kFromPeer}) {
-    std::byte* const from = end_of(route.from);
-    std::byte* const to = end_of(route.to) + kBytes / 2;
-    prepare(route);
-    const std::vector<Copy> copies = runs(route, 5);
-    expect_ok(cudaMemsetAsync(from, 0x11, kBytes / 2, stream_));
-    expect_ok(cudaMemsetAsync(to, 0x22, kBytes / 2, stream_));
-    ASSERT_TRUE(engine_->copy(job(route), copies));
-    expect_ok(cudaMemsetAsync(from, 0x33, kBytes / 2, stream_));
-    expect_ok(cudaMemsetAsync(to + kBytes / 4, 0x44, 16, stream_));
-    expect_ok(cudaStreamSynchronize(stream_));
-    std::vector<std::byte> expected(kBytes / 2, std::byte{0x22});
-    for (const Copy& copy : copies)
-      std::fill_n(expected.begin() + (copy.destination - to), copy.bytes, std::byte{0x11});
-    std::fill_n(expected.begin() + kBytes / 4, 16, std::byte{0x44});
-    EXPECT_TRUE(get(to, kBytes / 2) == expected);
-  }
-}
-INSTANTIATE_TEST_SUITE_P(EachMethod, CopyEngineOrderTest,
-                         ::testing::Values(CopyMethod::single, CopyMethod::batch, CopyMethod::kernel),
-                         [](const auto& test) { return std::string(to_string(test.param)); });
-
 /// Holds a stream until it is opened.
 class Gate {
  public:
@@ -371,6 +342,36 @@ class Gate {
  private:
   std::atomic<bool> open_{false};
 };
+
+class CopyEngineOrderTest : public CopyEngineTest, public ::testing::WithParamInterface<CopyMethod> {};
+
+/// Work before writes the source and the destination; work after overwrites the source and reads the
+/// destination. A missing edge on either side delivers other bytes.
+TEST_P(CopyEngineOrderTest, ABatchStandsBetweenTheWorkBeforeAndAfterIt) {
+  make_engine(GetParam());
+  for (Route route : {kIn, kOut, kFromPeer}) {
+    std::byte* const from = end_of(route.from);
+    std::byte* const to = end_of(route.to) + kBytes / 2;
+    prepare(route);
+    const std::vector<Copy> copies = runs(route, 5);
+    Gate gate(stream_);  // all is given before any of it runs
+    expect_ok(cudaMemsetAsync(from, 0x11, kBytes / 2, stream_));
+    expect_ok(cudaMemsetAsync(to, 0x22, kBytes / 2, stream_));
+    ASSERT_TRUE(engine_->copy(job(route), copies));
+    expect_ok(cudaMemsetAsync(from, 0x33, kBytes / 2, stream_));
+    expect_ok(cudaMemsetAsync(to + kBytes / 4, 0x44, 16, stream_));
+    gate.open();
+    expect_ok(cudaStreamSynchronize(stream_));
+    std::vector<std::byte> expected(kBytes / 2, std::byte{0x22});
+    for (const Copy& copy : copies)
+      std::fill_n(expected.begin() + (copy.destination - to), copy.bytes, std::byte{0x11});
+    std::fill_n(expected.begin() + kBytes / 4, 16, std::byte{0x44});
+    EXPECT_TRUE(get(to, kBytes / 2) == expected);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(EachMethod, CopyEngineOrderTest,
+                         ::testing::Values(CopyMethod::single, CopyMethod::batch, CopyMethod::kernel),
+                         [](const auto& test) { return std::string(to_string(test.param)); });
 
 TEST_F(CopyEngineTest, DescriptorsStayUntilTheirBatchIsOverAndAreNotMoreThanTheLimit) {
   NEEDS_BATCHES();
