@@ -119,7 +119,7 @@ class CopyEngineTest : public ::testing::Test {
     std::vector<std::byte> expected(kBytes / 2, std::byte{0xEE});
     for (const Copy& copy : copies)
       std::copy_n(source.begin() + (copy.source - end_of(route.from)), copy.bytes,
-                  expected.begin() + (copy.destination - end_of(route.to) - kBytes / 2));
+                  expected.begin() + (copy.destination - (end_of(route.to) + kBytes / 2)));
     EXPECT_TRUE(get(end_of(route.to) + kBytes / 2, kBytes / 2) == expected);
   }
 
