@@ -3,6 +3,7 @@
 #include <set>
 #include <thread>
 
+#include "fake_cuda/sanitizer.hpp"
 #include "fake_cuda/trial.hpp"
 
 /// cudaMemcpyBatchAsync: rules 10, 11 and 12.
@@ -110,6 +111,9 @@ unsigned char arrives(cudaMemcpySrcAccessOrder order) {
 
 TEST_F(Batches, InStreamOrderWaitAndInAnyOrderReadEarly) {
   EXPECT_EQ(arrives(cudaMemcpySrcAccessOrderStream), 2);
+#if defined(HARVEST_FAKE_CUDA_TSAN)
+  if (internal::hides_insides()) return;  // reading early is a race, and the sanitizer would say so
+#endif
   EXPECT_EQ(arrives(cudaMemcpySrcAccessOrderAny), 1);
   EXPECT_EQ(arrives(cudaMemcpySrcAccessOrderDuringApiCall), 1);
 }

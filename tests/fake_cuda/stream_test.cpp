@@ -86,11 +86,11 @@ TEST_F(Streams, AWaitIsForTheRecordOfThatTime) {
 TEST_F(Streams, TheLegacyStreamWaitsForBlockingStreamsAndTheyForIt) {
   const TestStream blocking(0, cudaStreamDefault);
   const TestStream free_one(0, cudaStreamNonBlocking);
-  const TestMemory memory(0, 4096);
+  const TestMemory memory(0, 8192);
   {
     const Gate gate(blocking);
     ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get(), 1, 4096, cudaStreamLegacy));
-    ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get(), 2, 8, free_one));
+    ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get() + 4096, 2, 8, free_one));
     EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(free_one));
     EXPECT_CUDA(cudaErrorNotReady, cudaStreamQuery(nullptr));
   }
@@ -198,14 +198,14 @@ TEST_F(Streams, UnorderedWorkComesInBothOrders) {
   reset(slow);
   const TestStream a(0);
   const TestStream b(0);
-  const TestMemory memory(0, 4096);
+  std::atomic<int> last{0};
   bool seen[2] = {};
   for (int i = 0; i < 400 && !(seen[0] && seen[1]); ++i) {
-    ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get(), 0, 1, a));
-    ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get(), 1, 1, b));
+    ASSERT_CUDA(cudaSuccess, cudaLaunchHostFunc(
+                                 a, [](void* given) { *static_cast<std::atomic<int>*>(given) = 0; }, &last));
+    ASSERT_CUDA(cudaSuccess, cudaLaunchHostFunc(
+                                 b, [](void* given) { *static_cast<std::atomic<int>*>(given) = 1; }, &last));
     ASSERT_CUDA(cudaSuccess, cudaDeviceSynchronize());
-    unsigned char last = 0;
-    ASSERT_TRUE(read(memory.get(), &last, 1));
     seen[last] = true;
   }
   EXPECT_TRUE(seen[0]);
