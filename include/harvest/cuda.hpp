@@ -46,7 +46,7 @@ struct CudaOptions {
 /// Errors: not_supported (this build has no CUDA backend), unavailable (no driver, no GPU, or one that does
 /// not answer: the message is CUDA's own), not_found (a GPU that is not there, a calibration file that was
 /// named and is not there), invalid_argument (too many GPUs), out_of_memory, malformed (the calibration).
-[[nodiscard]] Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions options = {});
+[[nodiscard]] Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options = {});
 
 /// Where this user's calibration is kept: `harvest/calibration.json` in $XDG_CACHE_HOME, or in ~/.cache.
 /// Empty where neither that nor $HOME is set.

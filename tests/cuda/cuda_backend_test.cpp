@@ -79,7 +79,8 @@ TEST(CudaMachine, LinksAreWhatNvmlSays) {
   for (fake::DeviceDescription& device : description.devices) device.nvlinks = {{fake::kSwitch, 18}};
   {
     const FakeMachine machine(description);
-    const LinkInfo& link = link_of(*make_backend(), 0, 3);
+    const auto backend = make_backend();
+    const LinkInfo& link = link_of(*backend, 0, 3);
     EXPECT_EQ(link.kind, LinkKind::nvswitch);
     EXPECT_THAT(link.source, HasSubstr("18 NVLinks"));
     EXPECT_NEAR(link.bandwidth_bytes_per_s, 18 * 25e9 * .87, 60e9);

@@ -7,10 +7,11 @@
 namespace harvest::test {
 namespace {
 
-Subject subject_on(const fake::MachineDescription& machine, CudaOptions options, bool checked = false) {
+Subject subject_on(const fake::MachineDescription& machine, const CudaOptions& options,
+                   bool checked = false) {
   Subject subject;
   subject.keeps_alive = std::make_shared<FakeMachine>(machine);
-  subject.backend = make_backend(std::move(options));
+  subject.backend = make_backend(options);
   if (checked) subject.backend = make_checked_backend(std::move(subject.backend));
   subject.host = make_host_memory();
   return subject;

@@ -52,8 +52,8 @@ inline CudaOptions plain_options() {
   return {};
 }
 
-inline std::unique_ptr<Backend> make_backend(CudaOptions options = plain_options()) {
-  auto made = make_cuda_backend(std::move(options));
+inline std::unique_ptr<Backend> make_backend(const CudaOptions& options = plain_options()) {
+  auto made = make_cuda_backend(options);
   EXPECT_TRUE(made.has_value()) << (made ? "" : made.error().message);
   return made ? std::move(*made) : nullptr;
 }

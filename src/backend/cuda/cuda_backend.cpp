@@ -20,8 +20,8 @@ bool has_cuda() {
   return true;
 }
 
-Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions options) {
-  return cuda::CudaBackend::make(std::move(options));
+Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options) {
+  return cuda::CudaBackend::make(options);
 }
 
 namespace cuda {
@@ -53,7 +53,7 @@ auto CudaBackend::on_any_gpu(Work work) -> decltype(work()) {
 
 // --- making and ending ---------------------------------------------------------------------------------
 
-Result<std::unique_ptr<Backend>> CudaBackend::make(CudaOptions options) {
+Result<std::unique_ptr<Backend>> CudaBackend::make(const CudaOptions& options) {
   Result<std::vector<int>> ordinals = choose_gpus(options.gpus);
   if (!ordinals) return tl::unexpected(ordinals.error());
   const Result<std::vector<CardCalibration>> cards = calibrations_of(options.calibration_file);
@@ -94,7 +94,7 @@ CudaBackend::CudaBackend(std::unique_ptr<Gpus> gpus, Discovery found, const Cuda
   link_at_.resize(rows * rows);
   for (std::size_t i = 0; i < found_.links.size(); ++i)
     link_at_[row(found_.links[i].from) * rows + row(found_.links[i].to)] = i;
-  engine_ = make_copy_engine(map_, std::move(engine));
+  engine_ = make_copy_engine(map_, engine);
 }
 
 CudaBackend::~CudaBackend() {

@@ -27,7 +27,7 @@ namespace harvest::cuda {
 /// than one stream or one GPU, or allocates once its pools have grown.
 class CudaBackend final : public Backend {
  public:
-  [[nodiscard]] static Result<std::unique_ptr<Backend>> make(CudaOptions options);
+  [[nodiscard]] static Result<std::unique_ptr<Backend>> make(const CudaOptions& options);
   ~CudaBackend() override;
 
   const BackendInfo& info() const override { return found_.info; }
@@ -65,7 +65,9 @@ class CudaBackend final : public Backend {
               std::vector<CopyCalibration> calibrations);
 
   [[nodiscard]] const LinkInfo* link(Route route) const;
-  [[nodiscard]] std::size_t row(DeviceId device) const { return static_cast<std::size_t>(device + 1); }
+  [[nodiscard]] std::size_t row(DeviceId device) const {
+    return static_cast<std::size_t>(std::ptrdiff_t{device} + 1);
+  }
   [[nodiscard]] Status check_gpu(DeviceId device) const;
   [[nodiscard]] Status check_route(Route route) const;
   /// The first GPU that is not lost: host memory needs one, whichever it is. Errors: unavailable.

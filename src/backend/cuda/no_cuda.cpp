@@ -7,7 +7,7 @@ bool has_cuda() {
   return false;
 }
 
-Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions) {
+Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions&) {
   return fail(ErrorCode::not_supported,
               "this build has no CUDA backend: it was configured without a CUDA toolkit (HARVEST_CUDA)");
 }
