@@ -73,6 +73,7 @@ struct PeerCacheConfig {
   /// Whose memory may be used. Empty: every usable peer that the consumer reads faster than host memory.
   std::vector<DeviceId> peers{};
   bool verify_paths = true;  ///< send a pattern over each path first; a peer whose path fails is not used
+  std::vector<PathVerdict> path_verdicts{};  ///< what you know of paths better than that test
 
   std::uint64_t local_budget_bytes = 0;          ///< tier `local`: 0 means that the caller owns all buffers
   std::uint64_t peer_budget_bytes = UINT64_MAX;  ///< at most this much on each peer

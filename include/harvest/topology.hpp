@@ -24,7 +24,14 @@ enum class PathState : std::uint8_t {
 struct Path {
   LinkInfo link;
   PathState state = PathState::untested;
-  std::string reason;  ///< why it failed
+  std::string reason;  ///< why it failed, or who said so
+};
+
+/// What the caller knows of a path, better than a test: one that he trusts, or one not to be used. A path of
+/// which this is said is not tested.
+struct PathVerdict {
+  Route route;
+  PathState state = PathState::failed;
 };
 
 /// A peer as a source for a consumer, best first in `Topology::rank_peers`.
@@ -40,8 +47,10 @@ class Topology {
   /// Reads devices and links and, if `verify`, sends a pattern over every path and compares it: peer
   /// access is a claim, and some machines corrupt silently (FACTS rule 8). Where the backend holds no
   /// bytes the paths stay `untested`. Blocks for about 1 ms a path; needs 2 MiB free on each device.
-  /// A path or device that fails is marked, not an error. Errors: invalid_argument (no GPU at all).
-  [[nodiscard]] static Result<Topology> probe(Backend& backend, bool verify = true);
+  /// A path or device that fails is marked, not an error. `verdicts` stand in the place of tests.
+  /// Errors: invalid_argument (no GPU at all), not_found (a verdict on a path that is not there).
+  [[nodiscard]] static Result<Topology> probe(Backend& backend, bool verify = true,
+                                              std::span<const PathVerdict> verdicts = {});
 
   [[nodiscard]] const BackendInfo& backend() const { return backend_; }
   /// GPUs by id, the host last.

@@ -108,7 +108,7 @@ Generation Lease::generation() const {
 }
 
 Result<std::unique_ptr<PeerCache>> PeerCache::create(Backend& backend, PeerCacheConfig config) {
-  auto topology = Topology::probe(backend, config.verify_paths);
+  auto topology = Topology::probe(backend, config.verify_paths, config.path_verdicts);
   if (!topology) return tl::unexpected(topology.error());
   if (Status status = check(config, *topology); !status) return tl::unexpected(status.error());
   auto cache = std::make_unique<core::Cache>(backend, std::move(config), std::move(*topology));

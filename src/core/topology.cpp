@@ -107,7 +107,7 @@ std::string_view to_string(PathState state) {
   return "?";
 }
 
-Result<Topology> Topology::probe(Backend& backend, bool verify) {
+Result<Topology> Topology::probe(Backend& backend, bool verify, std::span<const PathVerdict> verdicts) {
   Topology topology;
   topology.backend_ = backend.info();
   topology.devices_.assign(backend.devices().begin(), backend.devices().end());
@@ -115,12 +115,27 @@ Result<Topology> Topology::probe(Backend& backend, bool verify) {
     return fail(ErrorCode::invalid_argument,
                 fmt::format("the {} backend has no GPU", topology.backend_.name));
   for (const LinkInfo& link : backend.links()) topology.paths_.push_back({link, PathState::untested, {}});
+  for (const PathVerdict& verdict : verdicts) {
+    const auto path = std::ranges::find_if(topology.paths_, [&](const Path& known) {
+      return known.link.from == verdict.route.from && known.link.to == verdict.route.to;
+    });
+    if (path == topology.paths_.end())
+      return fail(ErrorCode::not_found,
+                  fmt::format("a verdict on the path from device {} to device {}: there is "
+                              "no such path",
+                              verdict.route.from, verdict.route.to));
+    path->state = verdict.state;
+    path->reason = "the caller's verdict";
+  }
   if (!verify || !topology.backend_.holds_bytes) return topology;
 
   PathTester tester(backend, topology.devices_);
   for (Path& path : topology.paths_) {
+    const bool judged = std::ranges::any_of(verdicts, [&](const PathVerdict& verdict) {
+      return verdict.route == Route{path.link.from, path.link.to};
+    });
     const bool between_gpus = path.link.from != kHost && path.link.to != kHost;
-    if (between_gpus && !path.link.peer_access) continue;
+    if (judged || (between_gpus && !path.link.peer_access)) continue;
     const auto why = tester.test(path.link.from, path.link.to);
     path.state = why ? PathState::failed : PathState::verified;
     if (why) path.reason = *why;
