@@ -34,7 +34,8 @@ struct CudaOptions {
 /// not answer: the message is CUDA's own), not_found (a GPU that is not there), malformed (the calibration).
 [[nodiscard]] Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions options = {});
 
-/// Where this user's calibration is kept: `harvest/calibration.json` in $XDG_CACHE_HOME, or in ~/.cache.
+/// Where this user's calibration is kept: `harvest/calibration.json` in $XDG_CACHE_HOME, or in ~/.cache. Empty
+/// where neither that nor $HOME is set.
 [[nodiscard]] std::string cuda_calibration_file();
 
 }  // namespace harvest
