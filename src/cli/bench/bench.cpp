@@ -18,8 +18,11 @@ constexpr std::uint64_t kMostRuns = 10'000;
 
 void add_common(CLI::App& command, CommonOptions& target) {
   add_machine(command, target.machine);
-  add_count(command, "--runs", target.runs, {1, kMostRuns}, "How often each thing is timed; medians are shown");
-  command.add_flag("--quick", target.quick, "Small sizes and few runs: shows that it works, says nothing of speed")
+  add_count(command, "--runs", target.runs, {1, kMostRuns},
+            "How often each thing is timed; medians are shown");
+  command
+      .add_flag("--quick", target.quick,
+                "Small sizes and few runs: shows that it works, says nothing of speed")
       ->disable_flag_override();
   add_json(command, target.json);
 }

@@ -17,7 +17,8 @@ namespace harvest::cli::bench {
 namespace {
 
 constexpr const char* kTeaching =
-    "Fetches batches of objects through a cache, from a peer and from host memory, contiguous and scattered,\n"
+    "Fetches batches of objects through a cache, from a peer and from host memory, contiguous and "
+    "scattered,\n"
     "and compares every byte. Beside each: one large copy over the same link (100 %), and the naive loop of\n"
     "one copy call for each object.\n"
     "\n"
@@ -43,8 +44,8 @@ struct Row {
   FetchCase what;
   DeviceId device = kHost;
   double link_bytes_per_s = 0;
-  Spread fetch;    ///< bytes per second, the GPU's time
-  Spread call;     ///< the caller's time
+  Spread fetch;  ///< bytes per second, the GPU's time
+  Spread call;   ///< the caller's time
   Spread naive;
   Spread naive_waited;
   bool gated = true;
@@ -58,7 +59,8 @@ std::vector<FetchCase> cases_of(const Options& options, Tier tier) {
   std::vector<std::uint64_t> sizes = options.sizes;
   if (sizes.empty()) {
     sizes = {16ULL << 10, 32ULL << 10, 1ULL << 20};
-    if (!options.common.quick) sizes.insert(sizes.end(), {128ULL << 10, 9ULL << 20, 36ULL << 20, 336ULL << 20});
+    if (!options.common.quick)
+      sizes.insert(sizes.end(), {128ULL << 10, 9ULL << 20, 36ULL << 20, 336ULL << 20});
     std::sort(sizes.begin(), sizes.end());
   }
   const std::uint64_t batch = options.common.quick ? 4ULL << 20 : options.batch_bytes;
@@ -83,9 +85,9 @@ class LinkBaseline {
     const auto figure = meter->measure(bytes, runs_);
     if (!figure) return tl::unexpected(figure.error());
     if (figure->wrong_bytes != 0)
-      return fail(ErrorCode::copy_failed, fmt::format("the link from {} to {} brought {} wrong bytes",
-                                                      device_name(route.from), device_name(route.to),
-                                                      figure->wrong_bytes));
+      return fail(ErrorCode::copy_failed,
+                  fmt::format("the link from {} to {} brought {} wrong bytes", device_name(route.from),
+                              device_name(route.to), figure->wrong_bytes));
     return known = figure->bytes_per_s.median;
   }
 
@@ -209,8 +211,9 @@ void print_table(const MeasuredMachine& machine, const Options& options, const s
                format_bandwidth(row.call.median), format_bandwidth(row.naive.median),
                format_bandwidth(row.naive_waited.median), fmt::format("{:.1f}x", row.over_naive()),
                row.wrong_bytes == 0 ? "right" : format_count(row.wrong_bytes) + " WRONG"});
-  fmt::print("{}\n\n{}", machine.title(fmt::format("Reads of {} through the cache", device_name(
-                                                       static_cast<DeviceId>(options.consumer)))),
+  fmt::print("{}\n\n{}",
+             machine.title(fmt::format("Reads of {} through the cache",
+                                       device_name(static_cast<DeviceId>(options.consumer)))),
              table.text());
   if (std::any_of(rows.begin(), rows.end(), [](const Row& row) { return !row.gated; }))
     fmt::print("\n* the stream could not be held long enough: the time to submit is part of this\n");
@@ -220,8 +223,8 @@ Result<std::vector<std::pair<Tier, std::optional<DeviceId>>>> sources_of(const M
                                                                          const Options& options) {
   const auto gpus = gpus_of(machine.backend());
   if (options.consumer >= gpus.size())
-    return fail(ErrorCode::invalid_argument, fmt::format("--consumer: {} is not a GPU from 0 to {}",
-                                                         options.consumer, gpus.size() - 1));
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("--consumer: {} is not a GPU from 0 to {}", options.consumer, gpus.size() - 1));
   std::vector<std::pair<Tier, std::optional<DeviceId>>> sources;
   if (options.from != "host") {
     const auto peer = machine.best_peer(static_cast<DeviceId>(options.consumer));

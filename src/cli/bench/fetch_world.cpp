@@ -6,19 +6,11 @@
 #include <numeric>
 
 #include "cli/bench/pattern.hpp"
+#include "cli/bench/scatter.hpp"
 #include "cli/output.hpp"
 
 namespace harvest::cli::bench {
 namespace {
-
-/// 0..n-1 in steps that are near the golden section of n, so that no two neighbours stay neighbours.
-std::vector<std::uint64_t> stride_order(std::uint64_t n) {
-  auto stride = static_cast<std::uint64_t>(static_cast<double>(n) * 0.618) + 1;
-  while (std::gcd(stride, n) != 1) ++stride;
-  std::vector<std::uint64_t> order(n);
-  for (std::uint64_t i = 0; i < n; ++i) order[i] = i * stride % n;
-  return order;
-}
 
 PeerCacheConfig config_of(const FetchCase& what, DeviceId consumer, std::optional<DeviceId> peer) {
   PeerCacheConfig config;
@@ -63,7 +55,7 @@ Status FetchWorld::map() {
 
   order_.resize(case_.objects);
   std::iota(order_.begin(), order_.end(), 0);
-  if (case_.scattered) order_ = stride_order(case_.objects);
+  if (case_.scattered) order_ = scattered_order(case_.objects);
   items_.resize(case_.objects);
   for (std::uint64_t i = 0; i < case_.objects; ++i) {
     items_[i].key = order_[i];
@@ -94,7 +86,8 @@ Status FetchWorld::spoil() {
 }
 
 Status FetchWorld::compare() {
-  if (Status given = stream_.copy({consumer_, kHost}, back_.data(), destination_.data(), case_.bytes()); !given)
+  if (Status given = stream_.copy({consumer_, kHost}, back_.data(), destination_.data(), case_.bytes());
+      !given)
     return given;
   if (Status there = stream_.wait(); !there) return there;
   for (std::uint64_t i = 0; i < case_.objects; ++i)
@@ -106,9 +99,9 @@ Status FetchWorld::fetch() {
   if (Status given = cache_->fetch(items_, stream_.id()); !given) return given;
   for (const FetchItem& item : items_) {
     if (item.served == case_.tier) continue;
-    return fail(ErrorCode::unavailable, fmt::format("an object that is in tier {} was served from tier {} ({})",
-                                                    to_string(case_.tier), to_string(item.served),
-                                                    to_string(item.outcome)));
+    return fail(ErrorCode::unavailable,
+                fmt::format("an object that is in tier {} was served from tier {} ({})",
+                            to_string(case_.tier), to_string(item.served), to_string(item.outcome)));
   }
   return {};
 }
@@ -146,9 +139,9 @@ Result<TimeNs> FetchWorld::naive(bool waits_for_each) {
   }
   const TimeNs begin = backend_.now_ns();
   for (std::uint64_t i = 0; i < case_.objects; ++i) {
-    if (Status given = stream_.copy({leases[i].device(), consumer_},
-                                    destination_.data() + i * case_.object_bytes, leases[i].data(),
-                                    case_.object_bytes);
+    if (Status given =
+            stream_.copy({leases[i].device(), consumer_}, destination_.data() + i * case_.object_bytes,
+                         leases[i].data(), case_.object_bytes);
         !given)
       return tl::unexpected(given.error());
     if (!waits_for_each) continue;

@@ -43,7 +43,11 @@ class FetchWorld {
 
  private:
   FetchWorld(Backend& backend, DeviceId consumer, const FetchCase& what, Gate gate, Stream stream)
-      : backend_(backend), consumer_(consumer), case_(what), gate_(std::move(gate)), stream_(std::move(stream)) {}
+      : backend_(backend),
+        consumer_(consumer),
+        case_(what),
+        gate_(std::move(gate)),
+        stream_(std::move(stream)) {}
   [[nodiscard]] Status map();
   [[nodiscard]] Status store(std::optional<DeviceId> peer);
   [[nodiscard]] Status fetch();

@@ -13,6 +13,14 @@
 /// What one way between two devices gives, by copies as they are: the measure of all that goes over it.
 namespace harvest::cli::bench {
 
+/// Memory at both ends of a route, each within reach of the other where the machine allows it.
+struct Ends {
+  Segment source;
+  Segment destination;
+};
+/// Errors: not_found (no such link), those of memory.
+[[nodiscard]] Result<Ends> map_ends(Backend& backend, Route route, std::uint64_t bytes);
+
 struct LinkFigure {
   std::uint64_t bytes = 0;           ///< of one copy
   std::uint64_t copies_per_run = 0;  ///< one after the other on one stream
@@ -31,18 +39,16 @@ class LinkMeter {
   [[nodiscard]] Result<LinkFigure> measure(std::uint64_t bytes, std::uint64_t runs);
 
  private:
-  LinkMeter(Route route, Segment source, Segment destination, PatternCarrier pattern, Gate gate, Stream stream)
+  LinkMeter(Route route, Ends ends, PatternCarrier pattern, Gate gate, Stream stream)
       : route_(route),
-        source_(std::move(source)),
-        destination_(std::move(destination)),
+        ends_(std::move(ends)),
         pattern_(std::move(pattern)),
         gate_(std::move(gate)),
         stream_(std::move(stream)) {}
   [[nodiscard]] Result<GatedRun> run(std::uint64_t bytes, std::uint64_t copies);
 
   Route route_;
-  Segment source_;
-  Segment destination_;
+  Ends ends_;
   PatternCarrier pattern_;
   Gate gate_;
   Stream stream_;

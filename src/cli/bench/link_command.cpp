@@ -2,7 +2,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,7 +45,7 @@ struct Row {
 };
 
 struct Waived {
-  Route route;
+  std::optional<Route> route;  ///< none: the way of copying altogether
   std::string method;
   std::string reason;
 };
@@ -107,19 +109,20 @@ Result<std::vector<Route>> routes_of(const Backend& backend, const Options& opti
 }
 
 /// All sizes of one route by one method. What the machine cannot do is waived; a copy that fails is an error.
-Status measure_route(const Method& method, Route route, std::span<const std::uint64_t> sizes,
-                     std::uint64_t runs, Results& results, const std::function<void()>& done) {
+Status measure_route(Backend& backend, const std::string& method, Route route,
+                     std::span<const std::uint64_t> sizes, std::uint64_t runs, Results& results,
+                     const std::function<void()>& done) {
   const auto waive = [&](const Error& error) -> Status {
     if (error.code == ErrorCode::copy_failed) return tl::unexpected(error);
-    results.waived.push_back({route, method.name, error.message});
+    results.waived.push_back({route, method, error.message});
     return {};
   };
-  auto meter = LinkMeter::create(*method.backend, route, *std::max_element(sizes.begin(), sizes.end()));
+  auto meter = LinkMeter::create(backend, route, *std::max_element(sizes.begin(), sizes.end()));
   if (!meter) return waive(meter.error());
   for (const std::uint64_t bytes : sizes) {
     const auto figure = meter->measure(bytes, runs);
     if (!figure) return waive(figure.error());
-    results.rows.push_back({route, method.name, *figure});
+    results.rows.push_back({route, method, *figure});
     done();
   }
   return {};
@@ -131,12 +134,9 @@ Json to_json(const MeasuredMachine& machine, const Options& options, const Resul
   json["rows"] = Json::array();
   for (const Row& row : results.rows) {
     const LinkInfo& link = *link_of(machine.backend(), row.route);
-    Json line{{"from", row.route.from},
-              {"to", row.route.to},
-              {"kind", to_string(link.kind)},
-              {"method", row.method},
-              {"bytes", row.figure.bytes},
-              {"copies_per_run", row.figure.copies_per_run}};
+    Json line{{"from", row.route.from},       {"to", row.route.to},
+              {"kind", to_string(link.kind)}, {"method", row.method},
+              {"bytes", row.figure.bytes},    {"copies_per_run", row.figure.copies_per_run}};
     add_spread(line, "bytes_per_s", row.figure.bytes_per_s);
     line["ns_per_copy"] = static_cast<double>(row.figure.bytes) * 1e9 / row.figure.bytes_per_s.median;
     line["nominal_bytes_per_s"] = link.bandwidth_bytes_per_s;
@@ -147,8 +147,8 @@ Json to_json(const MeasuredMachine& machine, const Options& options, const Resul
   }
   json["waived"] = Json::array();
   for (const Waived& waived : results.waived)
-    json["waived"].push_back({{"from", waived.route.from},
-                              {"to", waived.route.to},
+    json["waived"].push_back({{"from", waived.route ? Json(waived.route->from) : Json()},
+                              {"to", waived.route ? Json(waived.route->to) : Json()},
                               {"method", waived.method},
                               {"reason", waived.reason}});
   json["wrong_bytes"] = results.wrong_bytes();
@@ -170,35 +170,44 @@ void print_table(const MeasuredMachine& machine, const Results& results) {
   if (std::any_of(results.rows.begin(), results.rows.end(), [](const Row& row) { return !row.figure.gated; }))
     fmt::print("\n* the stream could not be held long enough: the time to submit is part of this\n");
   for (const Waived& waived : results.waived)
-    fmt::print("\nwaived: {} to {} by {}: {}\n", device_name(waived.route.from), device_name(waived.route.to),
+    fmt::print("\nwaived: {} by {}: {}\n",
+               waived.route
+                   ? fmt::format("{} to {}", device_name(waived.route->from), device_name(waived.route->to))
+                   : "all",
                waived.method, waived.reason);
 }
 
-Exit run(const Options& options) {
-  const auto machine = MeasuredMachine::open(options.common.machine);
-  if (!machine) return complain_of("link", machine.error());
-  const auto routes = routes_of(machine->backend(), options);
-  if (!routes) return complain_of("link", routes.error());
-  const auto methods = Methods::open(*machine, options.common.machine);
-  if (!methods) return complain_of("link", methods.error());
+Result<Results> measure(const Methods& methods, const std::vector<Route>& routes, const Options& options) {
   const auto sizes = sizes_of(options);
   Results results;
-  {
-    Progress progress("measuring links", routes->size() * sizes.size() * methods->all().size());
-    std::uint64_t done = 0;
-    for (const Method& method : methods->all())
-      for (const Route route : *routes)
-        if (Status measured = measure_route(method, route, sizes, options.common.runs, results,
-                                            [&] { progress.at(++done); });
-            !measured)
-          return complain_of("link", measured.error());
-  }
+  for (const MissingMethod& missing : methods.missing)
+    results.waived.push_back({std::nullopt, missing.name, missing.reason});
+  Progress progress("measuring links", routes.size() * sizes.size() * methods.found.size());
+  std::uint64_t done = 0;
+  for (const Method& method : methods.found)
+    for (const Route route : routes)
+      if (Status measured = measure_route(method.machine.backend(), method.name, route, sizes,
+                                          options.common.runs, results, [&] { progress.at(++done); });
+          !measured)
+        return tl::unexpected(measured.error());
+  return results;
+}
+
+Exit run(const Options& options) {
+  const auto methods = Methods::open(options.common.machine);
+  if (!methods) return complain_of("link", methods.error());
+  if (methods->found.empty()) return complain(Exit::failed, "bench link", "no way to copy");
+  const MeasuredMachine& machine = methods->found.front().machine;
+  const auto routes = routes_of(machine.backend(), options);
+  if (!routes) return complain_of("link", routes.error());
+  const auto results = measure(*methods, *routes, options);
+  if (!results) return complain_of("link", results.error());
   if (options.common.json)
-    print_json(to_json(*machine, options, results));
+    print_json(to_json(machine, options, *results));
   else
-    print_table(*machine, results);
-  if (results.rows.empty()) return complain(Exit::failed, "bench link", "nothing could be measured");
-  return results.wrong_bytes() == 0 ? Exit::ok : Exit::failed;
+    print_table(machine, *results);
+  if (results->rows.empty()) return complain(Exit::failed, "bench link", "nothing could be measured");
+  return results->wrong_bytes() == 0 ? Exit::ok : Exit::failed;
 }
 
 }  // namespace
@@ -211,8 +220,10 @@ void add_link(CLI::App& bench, Action& chosen) {
   add_bytes(*command, "--max-bytes", options->most_bytes, "The largest of the sizes chosen for you")
       ->check([](const std::string& text) {
         const auto bytes = parse_bytes(text);
-        const bool fits = !bytes || (*bytes >= 1 && *bytes <= kMostBytes);  // what is no size is told elsewhere
-        return fits ? std::string() : fmt::format("'{}' is not from 1 B to {}", text, format_bytes(kMostBytes));
+        const bool fits =
+            !bytes || (*bytes >= 1 && *bytes <= kMostBytes);  // what is no size is told elsewhere
+        return fits ? std::string()
+                    : fmt::format("'{}' is not from 1 B to {}", text, format_bytes(kMostBytes));
       });
   add_name(*command, "--from", options->from, "Only from this device: host, or a GPU's number")
       ->type_name("DEVICE");

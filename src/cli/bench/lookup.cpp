@@ -127,7 +127,8 @@ double measure_once(const Operation& operation, std::uint64_t objects, std::uint
     auto now = begin;
     for (; now - begin < at_least; now = Clock::now(), ++rounds) answer += operation.go_through(keys);
     keep(answer);
-    rates[thread] = static_cast<double>(rounds * keys.size()) / std::chrono::duration<double>(now - begin).count();
+    rates[thread] =
+        static_cast<double>(rounds * keys.size()) / std::chrono::duration<double>(now - begin).count();
   };
   std::vector<std::thread> running;
   for (std::uint64_t thread = 1; thread < threads; ++thread) running.emplace_back(work, thread);
@@ -165,12 +166,16 @@ std::vector<Operation> operations_of(PeerCache& cache, StreamId stream, LockedMa
     for (const Key& key : keys) sum += map.find(key);
     return sum;
   };
-  return {{"acquire_release", "harvest", false, acquire}, {"acquire_release", "locked_map", false, pin},
-          {"locate", "harvest", false, locate},           {"locate", "locked_map", false, find},
-          {"miss", "harvest", true, acquire},             {"miss", "locked_map", true, find}};
+  return {{"acquire_release", "harvest", false, acquire},
+          {"acquire_release", "locked_map", false, pin},
+          {"locate", "harvest", false, locate},
+          {"locate", "locked_map", false, find},
+          {"miss", "harvest", true, acquire},
+          {"miss", "locked_map", true, find}};
 }
 
-Result<std::unique_ptr<PeerCache>> filled_cache(Backend& backend, const Segment& host, std::uint64_t objects) {
+Result<std::unique_ptr<PeerCache>> filled_cache(Backend& backend, const Segment& host,
+                                                std::uint64_t objects) {
   PeerCacheConfig config;
   config.verify_paths = false;
   config.host_budget_bytes = 0;
@@ -226,7 +231,8 @@ Json to_json(const MeasuredMachine& machine, const Options& options, const std::
   json["runs"] = options.common.runs;
   json["rows"] = Json::array();
   for (const Row& row : rows) {
-    Json line{{"operation", row.operation}, {"of", row.of}, {"objects", row.objects}, {"threads", row.threads}};
+    Json line{
+        {"operation", row.operation}, {"of", row.of}, {"objects", row.objects}, {"threads", row.threads}};
     add_spread(line, "per_s", row.per_s);
     line["ns_each"] = ns_each(row);
     json["rows"].push_back(std::move(line));
@@ -238,8 +244,9 @@ void print_table(const MeasuredMachine& machine, const std::vector<Row>& rows) {
   Table table({"operation", "of", "objects", "threads", "a second", "least", "most", "each"});
   for (const Row& row : rows)
     table.add({row.operation, row.of, format_count(row.objects), format_count(row.threads),
-               fmt::format("{:.2f} M", row.per_s.median / 1e6), fmt::format("{:.2f} M", row.per_s.least / 1e6),
-               fmt::format("{:.2f} M", row.per_s.most / 1e6), format_ns(ns_each(row))});
+               fmt::format("{:.2f} M", row.per_s.median / 1e6),
+               fmt::format("{:.2f} M", row.per_s.least / 1e6), fmt::format("{:.2f} M", row.per_s.most / 1e6),
+               format_ns(ns_each(row))});
   fmt::print("{}; the processor's own time\n\n{}", machine.title("Look-ups in a cache"), table.text());
 }
 

@@ -55,13 +55,10 @@ std::string MeasuredMachine::title(const std::string& what) const {
 
 Json MeasuredMachine::header(const std::string& benchmark) const {
   const BackendInfo& info = backend().info();
-  Json json{{"benchmark", benchmark},
-            {"version", HARVEST_VERSION},
-            {"simulated", info.simulated},
-            {"loopback", is_loopback()},
-            {"backend", info.name},
-            {"system", info.system},
-            {"clock", info.virtual_time ? "virtual" : "host"}};
+  Json json{{"benchmark", benchmark},      {"version", HARVEST_VERSION},
+            {"simulated", info.simulated}, {"loopback", is_loopback()},
+            {"backend", info.name},        {"system", info.system},
+            {"driver", info.driver},       {"clock", info.virtual_time ? "virtual" : "host"}};
   json["devices"] = Json::array();
   for (const DeviceInfo& device : backend().devices())
     json["devices"].push_back({{"id", device.id},

@@ -8,6 +8,7 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "cli/output.hpp"
@@ -29,6 +30,8 @@ class MeasuredMachine {
                                                     const CudaOptions& cuda = {});
 
   [[nodiscard]] Backend& backend() const { return loopback_ ? *loopback_ : *backend_; }
+  /// Of the machine below a loopback.
+  [[nodiscard]] std::span<const DeviceInfo> devices() const { return backend_->devices(); }
   /// Null on a real machine.
   [[nodiscard]] SimulatedBackend* simulated() const { return simulated_; }
   [[nodiscard]] bool is_loopback() const { return loopback_ != nullptr; }

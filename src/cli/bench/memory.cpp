@@ -113,7 +113,8 @@ Results measure(const MeasuredMachine& machine, const Options& options) {
       pin_sizes.push_back(bytes);
   std::vector<std::vector<DeviceId>> readers{{}};
   for (const LinkInfo& link : backend.links())
-    if (readers.size() == 1 && link.from == 0 && link.to > 0 && link.peer_access) readers.push_back({link.to});
+    if (readers.size() == 1 && link.from == 0 && link.to > 0 && link.peer_access)
+      readers.push_back({link.to});
 
   Results results;
   Progress progress("mapping", sizes.size() * readers.size() + pin_sizes.size() * 2);
@@ -150,10 +151,8 @@ Json to_json(const MeasuredMachine& machine, const Options& options, const Resul
   json["runs"] = options.common.runs;
   json["rows"] = Json::array();
   for (const Row& row : results.rows) {
-    Json line{{"operation", row.operation},
-              {"device", row.device},
-              {"readers", row.readers},
-              {"bytes", row.bytes}};
+    Json line{
+        {"operation", row.operation}, {"device", row.device}, {"readers", row.readers}, {"bytes", row.bytes}};
     add_spread(line, "do_ns", row.do_ns);
     add_spread(line, "undo_ns", row.undo_ns);
     line["bytes_per_s"] = rate(row);

@@ -3,10 +3,10 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <harvest/cuda.hpp>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <harvest/cuda.hpp>
 
 #include <algorithm>
 #include <array>
@@ -161,7 +161,8 @@ class Holdings {
       segments_.clear();
       return {};
     }
-    if (order != "take_all_but") return fail(ErrorCode::invalid_argument, fmt::format("no order '{}'", order));
+    if (order != "take_all_but")
+      return fail(ErrorCode::invalid_argument, fmt::format("no order '{}'", order));
     const auto memory = backend_.query_memory(gpu_);
     if (!memory) return tl::unexpected(memory.error());
     return take(memory->free_bytes - std::min(memory->free_bytes, bytes));

@@ -74,15 +74,15 @@ Status PatternCarrier::spoil(const Stream& stream, DeviceId device, std::byte* a
 
 Result<std::uint64_t> PatternCarrier::count_wrong_at(const Stream& stream, DeviceId device,
                                                      const std::byte* from, std::uint64_t bytes,
-                                                     std::uint64_t seed) const {
-  if (device == kHost) return count_wrong(from, bytes, seed);
+                                                     std::uint64_t seed, std::uint64_t offset_bytes) const {
+  if (device == kHost) return count_wrong(from, bytes, seed, offset_bytes);
   std::uint64_t wrong = 0;
   for (std::uint64_t done = 0; done < bytes; done += staging_.bytes()) {
     const std::uint64_t part = std::min(staging_.bytes(), bytes - done);
     if (Status given = stream.copy({device, kHost}, staging_.data(), from + done, part); !given)
       return tl::unexpected(given.error());
     if (Status there = stream.wait(); !there) return tl::unexpected(there.error());
-    wrong += count_wrong(staging_.data(), part, seed, done);
+    wrong += count_wrong(staging_.data(), part, seed, offset_bytes + done);
   }
   return wrong;
 }

@@ -21,15 +21,18 @@ void write_pattern(std::byte* to, std::uint64_t bytes, std::uint64_t seed);
 /// The same for any device's memory, through pinned host memory of its own.
 class PatternCarrier {
  public:
-  [[nodiscard]] static Result<PatternCarrier> create(Backend& backend, DeviceId gpu, std::uint64_t most_bytes);
+  [[nodiscard]] static Result<PatternCarrier> create(Backend& backend, DeviceId gpu,
+                                                     std::uint64_t most_bytes);
 
   [[nodiscard]] Status write(const Stream& stream, DeviceId device, std::byte* to, std::uint64_t bytes,
                              std::uint64_t seed) const;
   /// What no pattern is. Returns when it is there.
-  [[nodiscard]] static Status spoil(const Stream& stream, DeviceId device, std::byte* at, std::uint64_t bytes);
+  [[nodiscard]] static Status spoil(const Stream& stream, DeviceId device, std::byte* at,
+                                    std::uint64_t bytes);
   [[nodiscard]] Result<std::uint64_t> count_wrong_at(const Stream& stream, DeviceId device,
                                                      const std::byte* from, std::uint64_t bytes,
-                                                     std::uint64_t seed) const;
+                                                     std::uint64_t seed,
+                                                     std::uint64_t offset_bytes = 0) const;
 
  private:
   explicit PatternCarrier(Segment staging) : staging_(std::move(staging)) {}

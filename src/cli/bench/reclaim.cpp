@@ -17,8 +17,10 @@ namespace {
 
 constexpr const char* kTeaching =
     "Fills a peer through a cache, takes all but half as much again for its owner, and asks for the bytes\n"
-    "back. Timed is the way from the request until the device's free count shows them; then the owner, which\n"
-    "is another process on real GPUs, allocates them. Idle, and while the owner's GPU is busy with fills: how\n"
+    "back. Timed is the way from the request until the device's free count shows them; then the owner, "
+    "which\n"
+    "is another process on real GPUs, allocates them. Idle, and while the owner's GPU is busy with fills: "
+    "how\n"
     "much later those end, as a share of the reclaim's time, is the owner's slowdown.\n"
     "\n"
     "Example:\n"
@@ -51,8 +53,9 @@ struct Row {
   // Of a busy owner:
   Spread slowdown_percent;
   Spread delay_ns;
-  double noise_percent = 0;      ///< how far runs without a reclaim lie apart
-  std::uint64_t outlasted = 0;  ///< runs in which the owner's work was as long as the reclaim: only these count
+  double noise_percent = 0;  ///< how far runs without a reclaim lie apart
+  std::uint64_t outlasted =
+      0;  ///< runs in which the owner's work was as long as the reclaim: only these count
 };
 
 struct Waived {
@@ -131,7 +134,8 @@ class ReclaimBench {
       auto cache = fill_peer(machine_.backend(), setting_, object_);
       if (!cache) return tl::unexpected(cache.error());
       if (owner_ != nullptr)
-        if (Status taken = owner_->take_all_but(setting_.bytes / 2); !taken) return tl::unexpected(taken.error());
+        if (Status taken = owner_->take_all_but(setting_.bytes / 2); !taken)
+          return tl::unexpected(taken.error());
       const Result<ReclaimRun> run = reclaim(**cache);
       if (!run) return tl::unexpected(run.error());
       calls.push_back(static_cast<double>(run->call_ns));
@@ -250,23 +254,26 @@ Json to_json(const MeasuredMachine& machine, const Options& options, DeviceId pe
   return json;
 }
 
-void print_table(const MeasuredMachine& machine, DeviceId peer, const Options& options, const Results& results) {
+void print_table(const MeasuredMachine& machine, DeviceId peer, const Options& options,
+                 const Results& results) {
   Table table({"bytes", "owner", "p50", "p99", "max", "late", "owner got it", "in", "slowed by", "noise"});
   for (const Row& row : results.rows) {
     const bool compared = row.busy && row.outlasted > 0;
-    table.add({format_bytes(row.bytes), row.busy ? "busy" : "idle", format_ns(row.free_ns.median),
-               format_ns(row.free_ns.p99), format_ns(row.free_ns.most), format_count(row.late),
-               results.owner_skipped.empty() ? fmt::format("{} of {}", row.owner_got, options.common.runs) : "-",
-               row.owner_got > 0 ? format_ns(row.owner_ns.median) : "-",
-               compared ? fmt::format("{:.2f} %", row.slowdown_percent.median) : "-",
-               row.busy ? fmt::format("{:.2f} %", row.noise_percent) : "-"});
+    table.add(
+        {format_bytes(row.bytes), row.busy ? "busy" : "idle", format_ns(row.free_ns.median),
+         format_ns(row.free_ns.p99), format_ns(row.free_ns.most), format_count(row.late),
+         results.owner_skipped.empty() ? fmt::format("{} of {}", row.owner_got, options.common.runs) : "-",
+         row.owner_got > 0 ? format_ns(row.owner_ns.median) : "-",
+         compared ? fmt::format("{:.2f} %", row.slowdown_percent.median) : "-",
+         row.busy ? fmt::format("{:.2f} %", row.noise_percent) : "-"});
   }
   fmt::print("{}\n\n{}", machine.title(fmt::format("Time to give memory of {} back", device_name(peer))),
              table.text());
   if (results.owner_skipped.empty())
     fmt::print("\nThe owner is {}; it allocates what was returned, and could not before.\n", results.owner);
   else
-    fmt::print("\nSKIPPED: whether another process gets the bytes was not tried: {}\n", results.owner_skipped);
+    fmt::print("\nSKIPPED: whether another process gets the bytes was not tried: {}\n",
+               results.owner_skipped);
   for (const Waived& waived : results.waived)
     fmt::print("\nwaived: {}: {}\n", format_bytes(waived.bytes), waived.reason);
 }
@@ -277,8 +284,9 @@ Exit run(const Options& options) {
   if (!machine) return complain_of("reclaim", machine.error());
   const auto gpus = gpus_of(machine->backend());
   if (options.consumer >= gpus.size())
-    return complain(Exit::bad_input, "bench reclaim",
-                    fmt::format("--consumer: {} is not a GPU from 0 to {}", options.consumer, gpus.size() - 1));
+    return complain(
+        Exit::bad_input, "bench reclaim",
+        fmt::format("--consumer: {} is not a GPU from 0 to {}", options.consumer, gpus.size() - 1));
   const auto peer = machine->best_peer(static_cast<DeviceId>(options.consumer));
   if (!peer) return complain_of("reclaim", peer.error());
   const auto results = measure(*machine, options, *peer);

@@ -95,8 +95,8 @@ Result<std::unique_ptr<PeerCache>> fill_peer(Backend& backend, const ReclaimSett
   (*cache)->prefetch(keys, Tier::peer);
   if (Status settled = (*cache)->settle(backend.now_ns() + kFillPatienceNs); !settled)
     return tl::unexpected(settled.error());
-  const auto there =
-      std::count_if(keys.begin(), keys.end(), [&](const Key& key) { return (*cache)->locate(key) == Tier::peer; });
+  const auto there = std::count_if(keys.begin(), keys.end(),
+                                   [&](const Key& key) { return (*cache)->locate(key) == Tier::peer; });
   if (static_cast<std::uint64_t>(there) != objects)
     return fail(ErrorCode::out_of_memory,
                 fmt::format("{} of {} objects of {} have room on {}", there, objects,

@@ -36,9 +36,9 @@ class OwnerLoad {
 /// One reclaim, from the request on.
 struct ReclaimRun {
   ReclaimReport report;
-  TimeNs call_ns = 0;      ///< until `reclaim` returned
-  TimeNs free_ns = 0;      ///< until the device's free count showed the bytes
-  bool was_seen = false;   ///< it did
+  TimeNs call_ns = 0;     ///< until `reclaim` returned
+  TimeNs free_ns = 0;     ///< until the device's free count showed the bytes
+  bool was_seen = false;  ///< it did
 };
 
 struct ReclaimSetting {
@@ -53,7 +53,9 @@ class SharedObject {
  public:
   [[nodiscard]] static Result<SharedObject> create(const MeasuredMachine& machine, std::uint64_t bytes);
   SharedObject(SharedObject&& other) noexcept
-      : simulated_(std::exchange(other.simulated_, nullptr)), data_(other.data_), segment_(std::move(other.segment_)) {}
+      : simulated_(std::exchange(other.simulated_, nullptr)),
+        data_(other.data_),
+        segment_(std::move(other.segment_)) {}
   SharedObject& operator=(SharedObject&&) = delete;
   ~SharedObject() {
     if (simulated_ != nullptr) static_cast<void>(simulated_->release_host_range(data_));
@@ -73,6 +75,7 @@ class SharedObject {
                                                            const SharedObject& object);
 
 /// Asks for all of them back, and asks the device whether they are there.
-[[nodiscard]] Result<ReclaimRun> reclaim_all(Backend& backend, PeerCache& cache, const ReclaimSetting& setting);
+[[nodiscard]] Result<ReclaimRun> reclaim_all(Backend& backend, PeerCache& cache,
+                                             const ReclaimSetting& setting);
 
 }  // namespace harvest::cli::bench

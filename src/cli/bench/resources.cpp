@@ -8,7 +8,8 @@ namespace harvest::cli::bench {
 Result<Segment> Segment::map(Backend& backend, DeviceId device, std::uint64_t bytes,
                              std::span<const DeviceId> readers) {
   const DeviceInfo* info = device_of(backend, device);
-  const std::uint64_t unit = info == nullptr ? 1 : std::max<std::uint64_t>(1, info->segment_granularity_bytes);
+  const std::uint64_t unit =
+      info == nullptr ? 1 : std::max<std::uint64_t>(1, info->segment_granularity_bytes);
   const std::uint64_t whole = (bytes + unit - 1) / unit * unit;
   const auto data = backend.map_segment(device, whole, readers);
   if (!data) return tl::unexpected(data.error());

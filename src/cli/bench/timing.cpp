@@ -7,8 +7,8 @@
 namespace harvest::cli::bench {
 namespace {
 
-constexpr std::uint64_t kChunkBytes = 32ULL << 20;          // 0.6 ms over PCIe 5
-constexpr std::uint64_t kVirtualChunkBytes = 64ULL << 10;   // submitting takes no virtual time
+constexpr std::uint64_t kChunkBytes = 32ULL << 20;         // 0.6 ms over PCIe 5
+constexpr std::uint64_t kVirtualChunkBytes = 64ULL << 10;  // submitting takes no virtual time
 constexpr std::uint64_t kLongestGateBytes = 4ULL << 30;
 constexpr TimeNs kRunNs = 2'000'000;
 constexpr std::uint64_t kMostRepeats = 512;  // half of what drivers queue

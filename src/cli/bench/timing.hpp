@@ -30,7 +30,7 @@ void add_spread(Json& json, const std::string& name, const Spread& spread);
 struct GatedRun {
   TimeNs duration_ns = 0;
   bool outlasted = false;  ///< it was still under way when `meanwhile` returned
-  bool gated = true;       ///< false: it began before all of it was submitted, so the time is the submitter's too
+  bool gated = true;  ///< false: it began before all of it was submitted, so the time is the submitter's too
 };
 
 using Submit = std::function<Status()>;
@@ -47,8 +47,8 @@ class Gate {
   [[nodiscard]] static Result<Gate> create(Backend& backend, DeviceId gpu);
 
   /// From the moment the gate opens until all of `submit`'s work on `stream` is done. `submit` may be called
-  /// several times, each after the work before is done. `meanwhile` is called once, while the work that counts
-  /// is under way.
+  /// several times, each after the work before is done. `meanwhile` is called once, while the work that
+  /// counts is under way.
   [[nodiscard]] Result<GatedRun> time(const Stream& stream, const Submit& submit,
                                       const Submit& meanwhile = nullptr);
 
