@@ -232,7 +232,8 @@ class PeerCache {
   /// in order. Answers how many of `keys` are there or on their way. Keys that are not known are skipped.
   std::size_t prefetch(std::span<const Key> keys, Tier tier);
 
-  /// The caller's stream will be destroyed: waits until its work is done and forgets it.
+  /// The caller's stream will be destroyed: waits until its work is done. Then comes
+  /// `Backend::destroy_stream`, from which on nobody asks for the stream any more, and then its own end.
   Status forget_stream(StreamId stream);
 
   // --- giving back -------------------------------------------------------------------------------

@@ -217,12 +217,6 @@ StreamId Cache::stream_of(DeviceId device) {
   return peer == nullptr ? consumer_background_ : peer->background;
 }
 
-/// Work given to `stream` from now on starts after `event`: on the device, or, where that cannot be said to
-/// it, by waiting here.
-void Cache::order_after(StreamId stream, EventId event) {
-  if (!backend_.stream_wait(stream, event)) backend_.wait_event(event, kNever);
-}
-
 /// Copies to or from a peer run on the peer's stream, so that peers do not wait for each other.
 StreamId Cache::background_stream(Tier from, Tier to, DeviceId from_device, DeviceId to_device) {
   if (to == Tier::peer) return stream_of(to_device);

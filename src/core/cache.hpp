@@ -322,7 +322,6 @@ class Cache {
   void tell(CacheEvent::Kind kind, const Object& object, DeviceId device) HARVEST_REQUIRES(control_);
 
   // --- all
-  void order_after(StreamId stream, EventId event);
   [[nodiscard]] memory::Pool* pool_of(Tier tier, DeviceId device) const HARVEST_REQUIRES(control_);
   [[nodiscard]] Peer* find_peer(DeviceId device) HARVEST_REQUIRES(control_);
   [[nodiscard]] EvictionPolicy& eviction(Tier tier) HARVEST_REQUIRES(control_) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/cache.hpp"
+#include "core/ordering.hpp"
 
 /// What runs for every read. Nothing here takes the control lock or allocates.
 namespace harvest::core {
@@ -287,7 +288,7 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
     begin = end;
   }
   if (joined != EventId::none) {
-    order_after(stream, joined);
+    order_after(backend_, stream, joined);
     backend_.release_event(joined);
   }
   // The copies are in the stream, and the object knows the stream: from here on that mark protects them.

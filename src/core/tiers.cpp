@@ -4,6 +4,7 @@
 
 #include "base/assert.hpp"
 #include "core/cache.hpp"
+#include "core/ordering.hpp"
 
 /// How copies come into a tier and leave it.
 namespace harvest::core {
@@ -176,7 +177,7 @@ void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
 /// The write into a slot waits for whoever still reads what was there before (write after read). The
 /// events stay the slot's until the write is given: if it is not, the slot still has those readers.
 void Cache::wait_for_slot(StreamId stream, const Place& place) {
-  for (const EventId event : place.allocation.after) order_after(stream, event);
+  for (const EventId event : place.allocation.after) order_after(backend_, stream, event);
 }
 
 void Cache::release_events(const Place& place) {
@@ -206,7 +207,7 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
   const StreamId stream = background_stream(from, to, source.copy(from).device, place.pool->config().device);
   source.meta.fetch_add(one_pin(from), std::memory_order_acquire);
   const Copy& read = source.copy(from);
-  if (read.ready != EventId::none) order_after(stream, read.ready);
+  if (read.ready != EventId::none) order_after(backend_, stream, read.ready);
   wait_for_slot(stream, place);
 
   const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
@@ -215,7 +216,7 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
   this->place(object, to, place);
   Copy& written = object.copy(to);
   const Status given = backend_.copy(stream, {from_device, written.device}, {&copy, 1});
-  const Result<EventId> done = given ? backend_.record_event(stream) : tl::unexpected(given.error());
+  const Result<EventId> done = given ? record_surely(backend_, stream) : tl::unexpected(given.error());
   if (reclaim == kPromotion) ++counters_.promotions;
   if (!done) {
     unpin(source, from);
@@ -376,9 +377,9 @@ std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object)
 /// I12: bytes of a tenant do not stay behind, neither for the next user of the slot nor for the owner.
 void Cache::wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events) {
   const StreamId stream = stream_of(device);
-  for (const EventId event : events) order_after(stream, event);
+  for (const EventId event : events) order_after(backend_, stream, event);
   if (!backend_.fill(stream, device, slot.address, slot.bytes, 0)) return;  // only a lost device refuses
-  const auto done = backend_.record_event(stream);
+  const auto done = record_surely(backend_, stream);
   if (!done) return;
   events.push_back(*done);
 }

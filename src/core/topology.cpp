@@ -9,6 +9,8 @@
 #include <map>
 #include <optional>
 
+#include "core/ordering.hpp"
+
 namespace harvest {
 namespace {
 
@@ -73,7 +75,7 @@ class PathTester {
                                   const std::byte* source) {
     const Copy run{destination, source, kPatternBytes};
     if (const Status status = backend_.copy(stream, route, {&run, 1}); !status) return status.error().message;
-    const auto event = backend_.record_event(stream);
+    const auto event = core::record_surely(backend_, stream);
     if (!event) return event.error().message;
     const EventState state = backend_.wait_event(*event, backend_.now_ns() + kTestDeadlineNs);
     // A copy that is late still owns the memory: wait it out before anything is unmapped.

@@ -5,6 +5,7 @@
 
 #include "base/assert.hpp"
 #include "core/cache.hpp"
+#include "core/ordering.hpp"
 
 /// `put` and `erase`.
 namespace harvest::core {
@@ -48,7 +49,7 @@ Result<Generation> Cache::put(const Key& key, const void* source, std::uint64_t 
     generation = put_on_stream(key, source, bytes, options, stream);
     ++(generation ? counters_.puts_stored : counters_.puts_refused);
     if (generation && waits)
-      if (const auto event = backend_.record_event(stream)) done = *event;
+      if (const auto event = record_surely(backend_, stream)) done = *event;
   }
   if (done != EventId::none) {
     backend_.wait_event(done, kNever);
@@ -154,7 +155,7 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
 Result<EventId> Cache::copy_and_record(StreamId stream, Route route, const harvest::Copy& run) {
   MutexLock lock(reader_of(stream).mutex);
   if (Status given = backend_.copy(stream, route, {&run, 1}); !given) return tl::unexpected(given.error());
-  return backend_.record_event(stream);
+  return record_surely(backend_, stream);
 }
 
 /// The bytes are on a GPU now: writing them to a faster tier from there costs the least.

@@ -136,6 +136,20 @@ TEST_F(FailedWaitTest, ASlotWhoseReadersCannotBeAskedIsNotFreed) {
   put(2, Backing::lossy);
 }
 
+TEST_F(FailedWaitTest, AWriteWhoseEventComesLateIsAWrite) {
+  for (int after = 0; after < 3; ++after) {
+    backend_.fail_record_after(after);
+    put(1, Backing::lossy);
+    FetchItem wanted = item(1, staging_);
+    ASSERT_TRUE(cache_->fetch_and_wait({&wanted, 1}, stream_).has_value());
+    ASSERT_EQ(wanted.served, Tier::peer) << after;
+    EXPECT_EQ(download(staging_), content(1, 1, kBytes)) << after;
+    backend_.fail_record_after(-1);
+    ASSERT_TRUE(cache_->erase(1).has_value());
+    ASSERT_TRUE(cache_->settle(backend_.now_ns() + 1'000'000'000).has_value());
+  }
+}
+
 /// What a graph reads at each of its replays, a lease must hold; a fetch holds nothing when it has returned.
 TEST_F(FailedWaitTest, NothingIsFetchedOrPutOnAStreamThatIsCaptured) {
   put(1, Backing::external_host);
