@@ -19,11 +19,11 @@ namespace harvest {
 struct DeviceInfo {
   DeviceId id = kHost;
   std::string name;
-  std::string uuid{};  ///< the GPU's own, "GPU-...", the same in every process; empty if it has none
   std::uint64_t total_bytes = 0;
   std::uint64_t segment_granularity_bytes = 0;  ///< sizes of segments are multiples of this
   std::uint32_t copy_engines = 0;               ///< copies that can run at once; more wait their turn
   std::int32_t numa_node = -1;                  ///< the host memory near it, -1 if not known
+  std::string uuid{};  ///< the GPU's own, "GPU-...", the same in every process; empty if it has none
 };
 
 enum class LinkKind : std::uint8_t { same_device, nvlink, nvswitch, c2c, pcie };

@@ -3,11 +3,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include "backend/cuda/relaxed_capture.hpp"
+
 namespace harvest::cuda {
 
-/// Makes a GPU the calling thread's current device for a scope. Cost where it is that already: one look at
-/// thread-local state. Coming back to the caller's device gives that a context if it had none, as every
-/// cudaSetDevice does since CUDA 12.
+/// Makes a GPU the calling thread's current device for a scope, with a `RelaxedCapture`: somebody else's
+/// capture is not spoilt by what happens in it. Cost where it is that already: a look at thread-local state.
+/// Coming back to the caller's device gives that a context if it had none, as every cudaSetDevice does since
+/// CUDA 12.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int ordinal) : error_(cudaGetDevice(&before_)) {
@@ -26,6 +29,7 @@ class DeviceGuard {
   [[nodiscard]] cudaError_t error() const { return error_; }
 
  private:
+  RelaxedCapture capture_;
   int before_ = 0;
   bool switched_ = false;
   cudaError_t error_;

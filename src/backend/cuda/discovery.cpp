@@ -141,7 +141,8 @@ Result<std::vector<int>> choose_gpus(const std::vector<int>& asked) {
     if (ordinal < 0 || ordinal >= count)
       return fail(ErrorCode::not_found, fmt::format("no GPU {}; CUDA shows {}", ordinal, count));
   if (ordinals.size() > Gpus::kMax)
-    return fail(ErrorCode::invalid_argument, fmt::format("{} GPUs, the limit is {}", ordinals.size(), Gpus::kMax));
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("{} GPUs, the limit is {}", ordinals.size(), Gpus::kMax));
   return ordinals;
 }
 

@@ -101,6 +101,7 @@ EventState EventPool::query(EventId event) {
   if (known != EventState::pending) return known;
   EventState state = EventState::failed;
   if (!gpus_.is_lost(device_)) {
+    const RelaxedCapture guard;
     const cudaError_t error = cudaEventQuery(place.native);
     if (error == cudaErrorNotReady) {
       static_cast<void>(cudaGetLastError());  // the runtime takes it for an error and keeps it

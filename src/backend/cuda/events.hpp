@@ -16,9 +16,9 @@
 
 namespace harvest::cuda {
 
-/// Events of one GPU, made once and used again and again: creating one is slow, recording one is not. An event
-/// may be recorded again while work still waits for it, since a wait holds to what the event meant when the
-/// wait was given (cudaEventRecord's documentation). An id holds the GPU, the place in this pool, and the
+/// Events of one GPU, made once and used again and again: creating one is slow, recording one is not. An
+/// event may be recorded again while work still waits for it, since a wait holds to what the event meant when
+/// the wait was given (cudaEventRecord's documentation). An id holds the GPU, the place in this pool, and the
 /// place's generation, so that an id that was given back is not taken for its successor.
 ///
 /// Thread-safe; one lock a GPU, held for taking and giving back alone. Only growing allocates.
@@ -33,8 +33,8 @@ class EventPool {
     return static_cast<DeviceId>((static_cast<std::uint64_t>(event) >> kPlaceBits) & kDeviceMask);
   }
 
-  /// An event that is recorded on `stream` now. Requires: the GPU is current and not lost, and `stream` is one
-  /// of it. Errors: out_of_memory, unavailable.
+  /// An event that is recorded on `stream` now. Requires: the GPU is current and not lost, and `stream` is
+  /// one of it. Errors: out_of_memory, unavailable.
   [[nodiscard]] Result<EventId> record(cudaStream_t stream) HARVEST_EXCLUDES(mutex_);
 
   /// Requires for these: the event exists.

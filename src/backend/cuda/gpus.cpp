@@ -33,8 +33,8 @@ Status Gpus::check(DeviceId device) const {
     return fail(ErrorCode::not_found, fmt::format("no device {}; there are {} GPUs and the host, {}", device,
                                                   ordinals_.size(), kHost));
   if (is_lost(device))
-    return fail(ErrorCode::unavailable, fmt::format("device {} (CUDA's GPU {}) is lost to this process", device,
-                                                    ordinal(device)));
+    return fail(ErrorCode::unavailable,
+                fmt::format("device {} (CUDA's GPU {}) is lost to this process", device, ordinal(device)));
   return {};
 }
 

@@ -162,7 +162,8 @@ Status HostMemory::unmap(std::byte* address) {
     const MutexLock lock(mutex_);
     const auto found = segments_.find(address);
     if (found == segments_.end())
-      return fail(ErrorCode::not_found, fmt::format("{} is not the address of a segment", fmt::ptr(address)));
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("{} is not the address of a segment", fmt::ptr(address)));
     bytes = found->second;
     segments_.erase(found);
   }

@@ -31,11 +31,12 @@ struct HostCounts {
 
 /// Pinned host memory: our own segments, and the caller's memory that is registered. Both are registered in
 /// pieces, since one large registration fails and leaves an error behind, and a long one holds a lock of the
-/// driver that stalls every other process (FACTS rule 18). Each piece is a range of its own in the memory map.
+/// driver that stalls every other process (FACTS rule 18). Each piece is a range of its own in the memory
+/// map.
 ///
-/// What is free counts down from what was available at the start by what this backend pinned: the system's own
-/// number moves with every file that is read, so whoever waits for bytes to come back could not see them. A
-/// segment is refused all the same when the system has no room for it now.
+/// What is free counts down from what was available at the start by what this backend pinned: the system's
+/// own number moves with every file that is read, so whoever waits for bytes to come back could not see them.
+/// A segment is refused all the same when the system has no room for it now.
 ///
 /// Requires for all calls but `query`: a GPU of the backend is current. Thread-safe.
 class HostMemory {
@@ -55,7 +56,7 @@ class HostMemory {
 
   /// Errors: out_of_memory (nothing of it is left then). Requires: a multiple of the granularity, not 0.
   [[nodiscard]] Result<std::byte*> map(std::uint64_t bytes) HARVEST_EXCLUDES(mutex_);
-  /// Errors: not_found (not a segment's address). The memory is gone afterwards whatever CUDA answers.
+  /// Errors: invalid_argument (not a segment's address). The memory is gone afterwards whatever CUDA answers.
   [[nodiscard]] Status unmap(std::byte* address) HARVEST_EXCLUDES(mutex_);
 
   /// Errors: invalid_argument (null, 0 bytes, overlaps what is known here or was pinned by somebody else),
@@ -63,8 +64,7 @@ class HostMemory {
   [[nodiscard]] Status register_range(std::byte* address, std::uint64_t bytes)
       HARVEST_EXCLUDES(registering_mutex_);
   /// Errors: invalid_argument (not registered here).
-  [[nodiscard]] Status unregister_range(std::byte* address)
-      HARVEST_EXCLUDES(registering_mutex_);
+  [[nodiscard]] Status unregister_range(std::byte* address) HARVEST_EXCLUDES(registering_mutex_);
 
  private:
   Status pin(std::byte* address, std::uint64_t bytes);

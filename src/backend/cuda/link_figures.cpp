@@ -55,8 +55,9 @@ Rate host_rate(const GpuFacts& gpu) {
 
 Rate nvlink_rate(const GpuFacts& from, LinkKind kind, std::uint32_t links) {
   const double one = from.nvml->link_bytes_per_s > 0 ? from.nvml->link_bytes_per_s : 25e9;
-  return {kind, one * links * kNvlinkPart,
-          fmt::format("nominal: 87 % (NVIDIA/cuda-samples#392) of {} NVLinks of {:.1f} GB/s", links, one / 1e9)};
+  return {
+      kind, one * links * kNvlinkPart,
+      fmt::format("nominal: 87 % (NVIDIA/cuda-samples#392) of {} NVLinks of {:.1f} GB/s", links, one / 1e9)};
 }
 
 Rate peer_rate(const GpuFacts& from, const GpuFacts& to, const PairFacts& pair) {
@@ -66,7 +67,8 @@ Rate peer_rate(const GpuFacts& from, const GpuFacts& to, const PairFacts& pair) 
     if (const auto both = std::min(from.nvml->switch_links, to.nvml->switch_links); both > 0)
       return nvlink_rate(from, LinkKind::nvswitch, both);
   } else if (pair.native_atomics) {
-    const double nominal = std::min(nvlink_bytes_per_s(from.compute_major), nvlink_bytes_per_s(to.compute_major));
+    const double nominal =
+        std::min(nvlink_bytes_per_s(from.compute_major), nvlink_bytes_per_s(to.compute_major));
     return {LinkKind::nvlink, nominal * kNvlinkPart / (1 + std::max(pair.performance_rank, 0)),
             fmt::format("assumed: 87 % (NVIDIA/cuda-samples#392) of the NVLink of this generation, rank {}",
                         pair.performance_rank)};

@@ -35,7 +35,7 @@ struct PairFacts {
 /// without peer access are staged by the driver. `pair(a, b)` is asked for devices that are two
 /// GPUs, about both directions.
 /// Requires: at least one GPU.
-[[nodiscard]] std::vector<LinkInfo> nominal_links(
-    std::span<const GpuFacts> gpus, const std::function<PairFacts(DeviceId, DeviceId)>& pair);
+[[nodiscard]] std::vector<LinkInfo> nominal_links(std::span<const GpuFacts> gpus,
+                                                  const std::function<PairFacts(DeviceId, DeviceId)>& pair);
 
 }  // namespace harvest::cuda

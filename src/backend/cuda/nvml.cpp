@@ -136,7 +136,8 @@ std::optional<NvmlDetails> ask_device(const Library& nvml, const std::string& bu
 
 std::string normal_bus_id(const std::string& bus_id) {
   std::string normal;
-  for (const char c : bus_id) normal.push_back(static_cast<char>(std::tolower(static_cast<unsigned char>(c))));
+  for (const char c : bus_id)
+    normal.push_back(static_cast<char>(std::tolower(static_cast<unsigned char>(c))));
   const auto domain_digits = normal.find(':');
   if (domain_digits == 8 && normal.starts_with("0000")) normal.erase(0, 4);
   return normal;

@@ -12,13 +12,14 @@
 namespace harvest::cuda {
 
 struct NvmlDetails {
-  bool mig = false;                                  ///< it is cut into instances: no peer access (FACTS rule 20)
-  bool c2c = false;                                  ///< the host is reached over NVLink-C2C
-  std::uint32_t pcie_generation = 0;                 ///< at most, of GPU and slot together; 0 if not known
-  std::uint32_t pcie_lanes = 0;                      ///< likewise
-  std::uint32_t switch_links = 0;                    ///< NVLinks that are up and end at a switch
-  std::map<std::string, std::uint32_t> peer_links{}; ///< NVLinks that are up, by the PCI bus id of the other end
-  double link_bytes_per_s = 0;                       ///< of one NVLink, one direction; 0 if not known
+  bool mig = false;                   ///< it is cut into instances: no peer access (FACTS rule 20)
+  bool c2c = false;                   ///< the host is reached over NVLink-C2C
+  std::uint32_t pcie_generation = 0;  ///< at most, of GPU and slot together; 0 if not known
+  std::uint32_t pcie_lanes = 0;       ///< likewise
+  std::uint32_t switch_links = 0;     ///< NVLinks that are up and end at a switch
+  std::map<std::string, std::uint32_t>
+      peer_links{};             ///< NVLinks that are up, by the PCI bus id of the other end
+  double link_bytes_per_s = 0;  ///< of one NVLink, one direction; 0 if not known
 };
 
 /// "0000:17:00.0" for every spelling of a bus id that the runtime and the library use: eight digits of domain

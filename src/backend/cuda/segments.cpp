@@ -90,7 +90,8 @@ Status Segments::unmap(std::byte* address) {
     const MutexLock lock(mutex_);
     const auto found = segments_.find(address);
     if (found == segments_.end())
-      return fail(ErrorCode::not_found, fmt::format("{} is not the address of a segment", fmt::ptr(address)));
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("{} is not the address of a segment", fmt::ptr(address)));
     segment = found->second;
     segments_.erase(found);
   }
@@ -109,7 +110,7 @@ Status Segments::release(std::byte* address, const Segment& segment) {
   return {};
 }
 
-// --- the driver's virtual memory ---------------------------------------------------------------------------
+// --- the driver's virtual memory -----------------------------------------------------------------------
 
 Result<std::byte*> Segments::map_virtual(Segment& segment, std::span<const DeviceId> readers) {
   const Driver& cu = driver();
@@ -155,10 +156,9 @@ Status Segments::set_access(CUdeviceptr address, const Segment& segment, std::sp
   if (error == CUDA_SUCCESS) return {};
   std::vector<DeviceId> concerned{segment.device};
   concerned.insert(concerned.end(), readers.begin(), readers.end());
-  return gpus_.fail_call(
-        error, concerned,
-        fmt::format("cuMemSetAccess of {} bytes of device {} for {} GPUs", segment.bytes, segment.device,
-                    access.size()));
+  return gpus_.fail_call(error, concerned,
+                         fmt::format("cuMemSetAccess of {} bytes of device {} for {} GPUs", segment.bytes,
+                                     segment.device, access.size()));
 }
 
 /// All three steps, whatever the first ones answer: what can be given back is.
@@ -176,7 +176,7 @@ Status Segments::unmap_virtual(std::byte* address, const Segment& segment) {
   return {};
 }
 
-// --- cudaMalloc -------------------------------------------------------------------------------------------
+// --- cudaMalloc ----------------------------------------------------------------------------------------
 
 Result<std::byte*> Segments::allocate(const Segment& segment, std::span<const DeviceId> readers) {
   for (const DeviceId reader : readers)
@@ -207,8 +207,8 @@ Status Segments::enable_peer_access(DeviceId reader, DeviceId owner) {
   if (error == cudaErrorPeerAccessAlreadyEnabled)
     static_cast<void>(cudaGetLastError());  // by the caller's own code: as good as ours
   else if (error != cudaSuccess)
-    return gpus_.fail_call(error, reader,
-                           fmt::format("cudaDeviceEnablePeerAccess of device {} for device {}", owner, reader));
+    return gpus_.fail_call(
+        error, reader, fmt::format("cudaDeviceEnablePeerAccess of device {} for device {}", owner, reader));
   peers_.insert(pair);
   return {};
 }

@@ -39,7 +39,7 @@ class Segments {
   [[nodiscard]] Result<std::byte*> map(DeviceId device, std::uint64_t bytes,
                                        std::span<const DeviceId> readers);
 
-  /// Errors: not_found (not a segment's address), unavailable (its device is lost; it is forgotten).
+  /// Errors: invalid_argument (not a segment's address), unavailable (its device is lost; it is forgotten).
   [[nodiscard]] Status unmap(std::byte* address);
 
  private:

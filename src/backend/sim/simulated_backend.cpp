@@ -56,7 +56,8 @@ Status Simulation::check_map(DeviceId device, std::uint64_t bytes, std::span<con
   // Those that cannot reach it are left out: nothing is mapped here that could be missing.
   for (DeviceId reader : readers)
     if (!fabric_.has_device(reader))
-      return fail(ErrorCode::not_found, fmt::format("no device {} to read a segment of device {}", reader, device));
+      return fail(ErrorCode::not_found,
+                  fmt::format("no device {} to read a segment of device {}", reader, device));
   return {};
 }
 
