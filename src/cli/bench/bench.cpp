@@ -20,9 +20,7 @@ void add_common(CLI::App& command, CommonOptions& target) {
   add_machine(command, target.machine);
   add_count(command, "--runs", target.runs, {1, kMostRuns},
             "How often each thing is timed; medians are shown");
-  command
-      .add_flag("--quick", target.quick,
-                "Small sizes and few runs: shows that it works, says nothing of speed")
+  command.add_flag("--quick", target.quick, "Small sizes: shows that it works, says little of speed")
       ->disable_flag_override();
   add_json(command, target.json);
 }
@@ -75,13 +73,21 @@ constexpr const char* kTeaching =
 void add_bench(CLI::App& app, Action& chosen) {
   CLI::App* command = app.add_subcommand("bench", "Measure links, reads, reclaims and memory");
   command->footer(kTeaching);
-  command->require_subcommand(1);
+  command->require_subcommand(0, 1);
   bench::add_link(*command, chosen);
   bench::add_fetch(*command, chosen);
   bench::add_reclaim(*command, chosen);
   bench::add_memory(*command, chosen);
   bench::add_lookup(*command, chosen);
   bench::add_calibrate(*command, chosen);
+  command->callback([command, &chosen] {
+    if (command->get_subcommands().empty())
+      chosen = [] {
+        return complain(Exit::bad_input, "bench",
+                        "a benchmark is missing: link, fetch, reclaim, memory, lookup or calibrate "
+                        "(see harvest bench --help)");
+      };
+  });
 }
 
 }  // namespace harvest::cli
