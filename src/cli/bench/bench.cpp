@@ -14,6 +14,16 @@ namespace {
 
 constexpr std::uint64_t kMostRuns = 10'000;
 
+/// CLI11 hears of errors by its own exception.
+std::uint64_t size_within(const std::string& option, const std::string& text, std::uint64_t least,
+                          std::uint64_t most) {
+  const auto bytes = parse_bytes(text);
+  if (!bytes) throw CLI::ValidationError(option, bytes.error().message);
+  if (*bytes >= least && *bytes <= most) return *bytes;
+  throw CLI::ValidationError(
+      option, fmt::format("'{}' is not from {} to {}", text, format_bytes(least), format_bytes(most)));
+}
+
 }  // namespace
 
 void add_common(CLI::App& command, CommonOptions& target) {
@@ -25,6 +35,19 @@ void add_common(CLI::App& command, CommonOptions& target) {
   add_json(command, target.json);
 }
 
+void add_size(CLI::App& command, const std::string& name, std::uint64_t& target, std::uint64_t least,
+              std::uint64_t most, const std::string& description) {
+  command
+      .add_option_function<std::string>(
+          name,
+          [name, least, most, &target](const std::string& text) {
+            target = size_within(name, text, least, most);
+          },
+          description)
+      ->type_name("BYTES")
+      ->default_str(format_bytes(target));
+}
+
 void add_sizes(CLI::App& command, const std::string& name, std::vector<std::uint64_t>& target,
                std::uint64_t least, std::uint64_t most, const std::string& description) {
   command
@@ -32,14 +55,8 @@ void add_sizes(CLI::App& command, const std::string& name, std::vector<std::uint
           name,
           [name, least, most, &target](const std::string& text) {
             std::vector<std::uint64_t> sizes;
-            for (const std::string& part : split_list(text)) {
-              const auto bytes = parse_bytes(part);
-              if (!bytes) throw CLI::ValidationError(name, bytes.error().message);
-              if (*bytes < least || *bytes > most)
-                throw CLI::ValidationError(name, fmt::format("'{}' is not from {} to {}", part,
-                                                             format_bytes(least), format_bytes(most)));
-              sizes.push_back(*bytes);
-            }
+            for (const std::string& part : split_list(text))
+              sizes.push_back(size_within(name, part, least, most));
             if (sizes.empty()) throw CLI::ValidationError(name, "the list is empty");
             target = std::move(sizes);
           },

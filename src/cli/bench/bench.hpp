@@ -23,6 +23,9 @@ struct CommonOptions {
 /// `--system`, `--loopback`, `--runs`, `--quick`, `--json`.
 void add_common(CLI::App& command, CommonOptions& target);
 
+/// A size between `least` and `most`. The value in `target` is the default that help shows.
+void add_size(CLI::App& command, const std::string& name, std::uint64_t& target, std::uint64_t least,
+              std::uint64_t most, const std::string& description);
 /// "4KiB,1MiB": sizes between `least` and `most`.
 void add_sizes(CLI::App& command, const std::string& name, std::vector<std::uint64_t>& target,
                std::uint64_t least, std::uint64_t most, const std::string& description);

@@ -258,7 +258,8 @@ void add_fetch(CLI::App& bench, Action& chosen) {
   command->footer(kTeaching);
   add_sizes(*command, "--sizes", options->sizes, kLeastObjectBytes, kMostObjectBytes,
             "Sizes of one object (16 KiB to 336 MiB)");
-  add_bytes(*command, "--batch", options->batch_bytes, "Bytes of one batch; at most 4,096 objects");
+  add_size(*command, "--batch", options->batch_bytes, kLeastObjectBytes, kMostObjectBytes,
+           "Bytes of one batch; at most 4,096 objects");
   add_count(*command, "--consumer", options->consumer, {0, 63}, "The GPU that reads");
   command->add_option("--from", options->from, "Only from this tier: peer or host")
       ->type_name("TIER")

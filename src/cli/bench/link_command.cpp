@@ -217,14 +217,8 @@ void add_link(CLI::App& bench, Action& chosen) {
   CLI::App* command = bench.add_subcommand("link", "Bandwidth of each link, by size of the copy");
   command->footer(kTeaching);
   add_sizes(*command, "--sizes", options->sizes, 1, kMostBytes, "Sizes of one copy (4 KiB to --max-bytes)");
-  add_bytes(*command, "--max-bytes", options->most_bytes, "The largest of the sizes chosen for you")
-      ->check([](const std::string& text) {
-        const auto bytes = parse_bytes(text);
-        const bool fits =
-            !bytes || (*bytes >= 1 && *bytes <= kMostBytes);  // what is no size is told elsewhere
-        return fits ? std::string()
-                    : fmt::format("'{}' is not from 1 B to {}", text, format_bytes(kMostBytes));
-      });
+  add_size(*command, "--max-bytes", options->most_bytes, 1, kMostBytes,
+           "The largest of the sizes chosen for you");
   add_name(*command, "--from", options->from, "Only from this device: host, or a GPU's number")
       ->type_name("DEVICE");
   add_name(*command, "--to", options->to, "Only to this device")->type_name("DEVICE");

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,10 +50,10 @@ struct Row {
   std::uint64_t returned_bytes = UINT64_MAX;  ///< in the worst run
   std::uint64_t late = 0;                     ///< runs in which bytes came late or were not seen
   std::uint64_t owner_got = 0;                ///< runs in which the owner allocated the bytes
-  Spread owner_ns;
+  std::optional<Spread> owner_ns;
   // Of a busy owner:
-  Spread slowdown_percent;
-  Spread delay_ns;
+  std::optional<Spread> slowdown_percent;
+  std::optional<Spread> delay_ns;
   double noise_percent = 0;  ///< how far runs without a reclaim lie apart
   std::uint64_t outlasted =
       0;  ///< runs in which the owner's work was as long as the reclaim: only these count
@@ -200,7 +201,7 @@ Result<Results> measure(const MeasuredMachine& machine, const Options& options, 
   }
   const auto object = SharedObject::create(machine, kObjectBytes);
   if (!object) return tl::unexpected(object.error());
-  const std::uint64_t scratch = options.common.quick ? 8ULL << 20 : 256ULL << 20;
+  const std::uint64_t scratch = options.common.quick ? 64ULL << 20 : 256ULL << 20;
   const auto load = OwnerLoad::create(backend, peer, scratch);
   if (!load) return tl::unexpected(load.error());
   const auto sizes = sizes_of(options);
@@ -217,10 +218,11 @@ Result<Results> measure(const MeasuredMachine& machine, const Options& options, 
   return results;
 }
 
-void add_percentiles(Json& json, const std::string& name, const Spread& spread) {
-  json[name + "_p50"] = spread.median;
-  json[name + "_p99"] = spread.p99;
-  json[name + "_max"] = spread.most;
+/// Null where there is nothing to tell.
+void add_percentiles(Json& json, const std::string& name, const std::optional<Spread>& spread) {
+  json[name + "_p50"] = spread ? Json(spread->median) : Json();
+  json[name + "_p99"] = spread ? Json(spread->p99) : Json();
+  json[name + "_max"] = spread ? Json(spread->most) : Json();
 }
 
 Json to_json(const MeasuredMachine& machine, const Options& options, DeviceId peer, const Results& results) {
@@ -241,8 +243,8 @@ Json to_json(const MeasuredMachine& machine, const Options& options, DeviceId pe
     line["owner_got"] = row.owner_got;
     add_percentiles(line, "owner_allocate_ns", row.owner_ns);
     if (row.busy) {
-      line["owner_slowdown_percent"] = row.slowdown_percent.median;
-      line["owner_delay_ns"] = row.delay_ns.median;
+      line["owner_slowdown_percent"] = row.slowdown_percent ? Json(row.slowdown_percent->median) : Json();
+      line["owner_delay_ns"] = row.delay_ns ? Json(row.delay_ns->median) : Json();
       line["owner_noise_percent"] = row.noise_percent;
       line["owner_compared"] = row.outlasted;
     }
@@ -258,13 +260,12 @@ void print_table(const MeasuredMachine& machine, DeviceId peer, const Options& o
                  const Results& results) {
   Table table({"bytes", "owner", "p50", "p99", "max", "late", "owner got it", "in", "slowed by", "noise"});
   for (const Row& row : results.rows) {
-    const bool compared = row.busy && row.outlasted > 0;
     table.add(
         {format_bytes(row.bytes), row.busy ? "busy" : "idle", format_ns(row.free_ns.median),
          format_ns(row.free_ns.p99), format_ns(row.free_ns.most), format_count(row.late),
          results.owner_skipped.empty() ? fmt::format("{} of {}", row.owner_got, options.common.runs) : "-",
-         row.owner_got > 0 ? format_ns(row.owner_ns.median) : "-",
-         compared ? fmt::format("{:.2f} %", row.slowdown_percent.median) : "-",
+         row.owner_ns ? format_ns(row.owner_ns->median) : "-",
+         row.slowdown_percent ? fmt::format("{:.2f} %", row.slowdown_percent->median) : "-",
          row.busy ? fmt::format("{:.2f} %", row.noise_percent) : "-"});
   }
   fmt::print("{}\n\n{}", machine.title(fmt::format("Time to give memory of {} back", device_name(peer))),
