@@ -15,6 +15,7 @@ namespace harvest {
 namespace {
 
 constexpr std::uint64_t kPatternBytes = 256 << 10;
+constexpr std::uint64_t kFragmentBytes = 4 << 10;
 constexpr TimeNs kTestDeadlineNs = 5'000'000'000;
 
 /// Tests paths with a pattern that tells every 8 bytes apart, so that a lost, shifted or stale run shows.
@@ -73,8 +74,12 @@ class PathTester {
  private:
   std::optional<std::string> copy(StreamId stream, Route route, std::byte* destination,
                                   const std::byte* source) {
-    const Copy run{destination, source, kPatternBytes};
-    if (const Status status = backend_.copy(stream, route, {&run, 1}); !status) return status.error().message;
+    // One half in a piece and one in many, last first, so that they are not merged: a backend may have ways of
+    // its own for either, and one of them may be the broken one.
+    std::vector<Copy> runs{{destination, source, kPatternBytes / 2}};
+    for (std::uint64_t at = kPatternBytes; at > kPatternBytes / 2; at -= kFragmentBytes)
+      runs.push_back({destination + at - kFragmentBytes, source + at - kFragmentBytes, kFragmentBytes});
+    if (const Status status = backend_.copy(stream, route, runs); !status) return status.error().message;
     const auto event = core::record_surely(backend_, stream);
     if (!event) return event.error().message;
     const EventState state = backend_.wait_event(*event, backend_.now_ns() + kTestDeadlineNs);

@@ -30,6 +30,13 @@ void* operator new(std::size_t bytes) {
 void* operator new[](std::size_t bytes) {
   return count_and_allocate(bytes, 1);
 }
+/// Sanitizers bring their own of these, which do not go by the others.
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return count_and_allocate(bytes, 1);
+}
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
+  return count_and_allocate(bytes, 1);
+}
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return count_and_allocate(bytes, static_cast<std::size_t>(alignment));
 }

@@ -65,7 +65,8 @@ TEST(TopologyTest, APeerIsUsableIfBothDirectionsAre) {
 
 TEST(TopologyTest, APathIsVerifiedByWhatCameOverIt) {
   const auto good = make_simulated_backend(preset("2xh100-nvl")).value();
-  for (const Path& path : Topology::probe(*good).value().paths()) EXPECT_EQ(path.state, PathState::verified);
+  const Topology of_good = Topology::probe(*good).value();
+  for (const Path& path : of_good.paths()) EXPECT_EQ(path.state, PathState::verified);
 
   SimulationOptions options;
   options.faults.corrupt_copy.rate = 1;
