@@ -4,11 +4,14 @@
 #include <harvest/simulated_backend.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <vector>
 
+#include "backend/forwarding_backend.hpp"
 #include "cli/bench/fetch_world.hpp"
 #include "cli/bench/link.hpp"
 #include "cli/bench/pattern.hpp"
@@ -94,6 +97,35 @@ TEST(BenchTiming, GateGrowsUntilAllIsSubmittedBehindIt) {
   submitted = 0;
   ASSERT_TRUE(gate->time(*stream, slow));
   EXPECT_EQ(submitted, 1) << "what was needed once is kept";
+}
+
+/// A machine whose host is taken away for a while when it asks for the `at`-th time.
+class AbsentMinded final : public test::ForwardingBackend {
+ public:
+  AbsentMinded(Backend& inner, int at) : ForwardingBackend(inner), at_(at) {}
+  EventState query_event(EventId event) override {
+    const EventState state = ForwardingBackend::query_event(event);
+    if (++asked_ == at_) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    return state;
+  }
+
+ private:
+  int at_;
+  int asked_ = 0;
+};
+
+TEST(BenchTiming, RepeatsARunWhoseBeginOrEndWasSeenLate) {
+  const auto backend = machine({}, SimulatedTime::real_time);
+  for (const int at : {2, 3, 4, 50}) {
+    AbsentMinded host(*backend, at);
+    auto gate = Gate::create(host, 0);
+    const auto stream = Stream::create(host, 0);
+    ASSERT_TRUE(gate && stream);
+    const auto run = gate->time(*stream, [&] { return backend->submit_kernel(stream->id(), 10'000'000); });
+    ASSERT_TRUE(run);
+    EXPECT_GT(run->duration_ns, 5'000'000) << "not what is left of it after 30 ms";
+    EXPECT_LT(run->doubt_ns, 30'000'000);
+  }
 }
 
 TEST(BenchTiming, ErrorsOfTheWorkAreTold) {

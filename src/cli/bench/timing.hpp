@@ -29,6 +29,7 @@ void add_spread(Json& json, const std::string& name, const Spread& spread);
 /// One timed piece of work.
 struct GatedRun {
   TimeNs duration_ns = 0;
+  TimeNs doubt_ns = 0;     ///< how much later than it was the host may have seen the begin or the end
   bool outlasted = false;  ///< it was still under way when `meanwhile` returned
   bool gated = true;  ///< false: it began before all of it was submitted, so the time is the submitter's too
 };
@@ -41,6 +42,9 @@ using Submit = std::function<Status()>;
 /// where the work began before all was submitted, the run is repeated behind a gate of twice the length. Past
 /// 4 GiB the run counts and is marked as not gated: drivers queue about a thousand calls and then make the
 /// caller wait.
+///
+/// On real machines begin and end are seen by asking again and again. A host that is taken away from that in
+/// the wrong moment sees them late; such a run is repeated too, a few times, and the surest one counts.
 class Gate {
  public:
   /// For streams of `gpu`.
@@ -54,7 +58,9 @@ class Gate {
 
  private:
   Gate(DeviceId gpu, std::uint64_t chunk_bytes) : gpu_(gpu), chunk_bytes_(chunk_bytes), bytes_(chunk_bytes) {}
-  [[nodiscard]] Status close(const Stream& stream);
+  [[nodiscard]] Status close(const Stream& stream) const;
+  [[nodiscard]] Result<GatedRun> time_once(const Stream& stream, const Submit& submit,
+                                           const Submit& meanwhile) const;
 
   DeviceId gpu_;
   std::uint64_t chunk_bytes_;
