@@ -51,6 +51,9 @@ struct BackendInfo {
   bool virtual_time = false;  ///< the clock moves only when somebody waits
   bool loopback = false;      ///< the peer is the consumer's own GPU: no figure of it is NVLink's
   bool holds_bytes = true;    ///< false: memory has a size and an identity but no content to dereference
+  std::string driver{};       ///< its version, "13.0"; empty if there is none
+  std::string no_kernels{};   ///< why copies cannot go by a kernel of ours; empty: they can, or nobody knows
+  std::string no_batches{};   ///< the same of many copies in one call of the driver
 };
 
 /// An answer to "how much is free?". It was true when it was taken and is no promise.

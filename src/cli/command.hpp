@@ -21,5 +21,6 @@ void add_topo(CLI::App& app, Action& chosen);
 void add_policy(CLI::App& app, Action& chosen);
 void add_replay(CLI::App& app, Action& chosen);
 void add_demo(CLI::App& app, Action& chosen);
+void add_bench(CLI::App& app, Action& chosen);
 
 }  // namespace harvest::cli

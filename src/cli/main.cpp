@@ -22,6 +22,7 @@ constexpr const char* kFirstSteps =
     "  harvest demo                          see it work, in a few seconds\n"
     "  harvest topo --system 2xh100-nvl      what a machine's links can give\n"
     "  harvest replay --help                 what it would do for real KV-cache traffic\n"
+    "  harvest bench --help                  what this machine's links and memory give\n"
     "\n"
     "Every command takes --help, and --json to print one JSON value instead of tables.\n"
     "Exit codes: 0 success, 1 an operation failed, 2 bad input.";
@@ -35,6 +36,7 @@ Exit run(int argc, char** argv) {
   harvest::cli::add_policy(app, chosen);
   harvest::cli::add_replay(app, chosen);
   harvest::cli::add_demo(app, chosen);
+  harvest::cli::add_bench(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -42,13 +44,15 @@ Exit run(int argc, char** argv) {
       app.exit(error);
       return Exit::ok;
     }
-    const auto typed = app.get_subcommands();
-    const std::string command = typed.empty() ? "harvest" : "harvest " + typed.front()->get_name();
+    std::string command = "harvest";
+    for (auto typed = app.get_subcommands(); !typed.empty(); typed = typed.front()->get_subcommands())
+      command += " " + typed.front()->get_name();
     fmt::print(stderr, "{}: {} (see {} --help)\n", command, error.what(), command);
     return Exit::bad_input;
   }
   if (!chosen) {
-    fmt::print(stderr, "harvest: a command is missing: topo, policy, replay or demo (see harvest --help)\n");
+    fmt::print(stderr,
+               "harvest: a command is missing: topo, policy, replay, demo or bench (see harvest --help)\n");
     return Exit::bad_input;
   }
   return chosen();

@@ -41,7 +41,7 @@ class BadInput : public ::testing::Test {
 };
 
 TEST_F(BadInput, CommandsAndOptions) {
-  expect_refused({}, {"topo, policy, replay or demo"});
+  expect_refused({}, {"topo, policy, replay, demo or bench"});
   expect_refused({"fly"}, {"fly"});
   expect_refused({"topo", "--sytem", "dgx-h100"}, {"--sytem", "harvest topo --help"});
   expect_refused({"policy"}, {"--trace"});

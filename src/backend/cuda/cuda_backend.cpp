@@ -63,7 +63,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::make(const CudaOptions& options) {
   if (!found) return tl::unexpected(found.error());
   std::vector<CopyCalibration> calibrations;
   for (const DeviceInfo& device : found->devices)
-    calibrations.push_back(find_calibration(*cards, device.name, found->driver_version));
+    calibrations.push_back(find_calibration(*cards, device.name, found->info.driver));
   return std::unique_ptr<Backend>(
       new CudaBackend(std::move(gpus), std::move(*found), options, std::move(calibrations)));
 }
@@ -95,6 +95,9 @@ CudaBackend::CudaBackend(std::unique_ptr<Gpus> gpus, Discovery found, const Cuda
   for (std::size_t i = 0; i < found_.links.size(); ++i)
     link_at_[row(found_.links[i].from) * rows + row(found_.links[i].to)] = i;
   engine_ = make_copy_engine(map_, engine);
+  const CopyWays ways = engine_->ways(0);
+  found_.info.no_kernels = ways.no_kernels;
+  found_.info.no_batches = ways.no_batches;
 }
 
 CudaBackend::~CudaBackend() {

@@ -161,8 +161,8 @@ Result<Discovery> discover(Gpus& gpus) {
   for (std::size_t i = 0; i < facts.size(); ++i) facts[i].nvml = std::move(details[i]);
   found.links = nominal_links(
       facts, [&](DeviceId a, DeviceId b) { return pair_facts(gpus.ordinal(a), gpus.ordinal(b)); });
-  found.driver_version = driver_version();
   found.info.name = "cuda";
+  found.info.driver = driver_version();
   found.info.system = system_name(found.devices);
   return found;
 }

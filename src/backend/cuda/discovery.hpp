@@ -15,7 +15,6 @@ struct Discovery {
   BackendInfo info;
   std::vector<DeviceInfo> devices;  ///< their granularity is not filled in yet
   std::vector<LinkInfo> links;
-  std::string driver_version;  ///< "13.0"
 };
 
 /// CUDA's numbers of the GPUs to use: those asked for, or all. Errors: unavailable (no driver, no GPU),

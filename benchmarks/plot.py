@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Draws what `harvest bench link --json` and `harvest bench reclaim --json` measured.
+
+    harvest bench link --system dgx-h100 --json > link.json
+    python3 benchmarks/plot.py link.json
+
+Each FILE.json becomes FILE.png, bandwidth against size or reclaim time against bytes. Needs matplotlib
+(python3-matplotlib on Debian and Ubuntu).
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MOST_NAMED_LINES = 12  # more do not fit into a legend
+
+
+class BadInput(Exception):
+    """What is wrong with a file, for people."""
+
+
+def size_name(bytes_, _position=None):
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if bytes_ >= unit:
+            return f"{bytes_ / unit:g} {name}"
+    return f"{bytes_:g} B"
+
+
+def device_name(device):
+    return "host" if device == -1 else f"GPU {device}"
+
+
+def read(path):
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON: {error}") from error
+    known = sorted(DRAWERS)
+    if not isinstance(result, dict) or result.get("benchmark") not in known:
+        raise BadInput(f"{path}: not the JSON of harvest bench {' or '.join(known)}")
+    if not result.get("rows"):
+        raise BadInput(f"{path}: no rows to draw")
+    return result
+
+
+def title_of(result, what):
+    notes = []
+    if result["simulated"]:
+        notes.append("SIMULATED")
+    if result["loopback"]:
+        notes.append("LOOPBACK on one GPU")
+    note = f" ({', '.join(notes)})" if notes else ""
+    return f"{what}\n{result['system']}{note}"
+
+
+def size_axis(axes, sizes):
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(size_name)
+    axes.set_xticks(sorted(set(sizes)))
+    axes.tick_params(axis="x", rotation=45)
+    axes.grid(True, which="major", alpha=0.3)
+
+
+def direction(row):
+    if row["from"] == -1:
+        return "host to GPU"
+    return "GPU to host" if row["to"] == -1 else "GPU to GPU"
+
+
+def draw_link(result, axes):
+    lines = {}
+    for row in result["rows"]:
+        lines.setdefault((row["from"], row["to"], row["method"]), []).append(row)
+    named = len(lines) <= MOST_NAMED_LINES
+    groups = {}
+    for (from_, to, method), rows in sorted(lines.items()):
+        rows.sort(key=lambda row: row["bytes"])
+        group = f"{direction(rows[0])}, {method}"
+        style = {"marker": "." if method == "copy_engine" else "x", "linewidth": 1}
+        if named:
+            style["label"] = f"{device_name(from_)} to {device_name(to)}, {method}"
+        else:
+            if group not in groups:
+                groups[group] = f"C{len(groups)}"
+                style["label"] = group
+            style["color"] = groups[group]
+        sizes = [row["bytes"] for row in rows]
+        rates = [row["bytes_per_s"] / 1e9 for row in rows]
+        line = axes.plot(sizes, rates, **style)[0]
+        axes.fill_between(
+            sizes,
+            [row["bytes_per_s_min"] / 1e9 for row in rows],
+            [row["bytes_per_s_max"] / 1e9 for row in rows],
+            color=line.get_color(),
+            alpha=0.15,
+            linewidth=0,
+        )
+    size_axis(axes, [row["bytes"] for row in result["rows"]])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("size of one copy")
+    axes.set_ylabel("GB/s (median; shaded: least to most)")
+    axes.set_title(title_of(result, "Bandwidth of each link"))
+
+
+def draw_reclaim(result, axes):
+    for index, load in enumerate(("idle", "busy")):
+        rows = sorted((row for row in result["rows"] if row["load"] == load), key=lambda row: row["bytes"])
+        if not rows:
+            continue
+        sizes = [row["bytes"] for row in rows]
+        for key, style in (("p50", "-"), ("p99", "--")):
+            times = [row[f"reclaim_ns_{key}"] / 1e6 for row in rows]
+            axes.plot(sizes, times, style, marker=".", color=f"C{index}", label=f"owner {load}, {key}")
+    size_axis(axes, [row["bytes"] for row in result["rows"]])
+    axes.set_yscale("log")
+    axes.set_xlabel("bytes that the owner asks for")
+    axes.set_ylabel("ms until the device shows them free")
+    axes.set_title(title_of(result, "From an owner's request to its memory"))
+
+
+DRAWERS = {"link": draw_link, "reclaim": draw_reclaim}
+
+
+def draw(result, path):
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display is needed
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    DRAWERS[result["benchmark"]](result, axes)
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", metavar="FILE", nargs="+", type=pathlib.Path, help="JSON of a benchmark")
+    parser.add_argument("--out", metavar="FOLDER", type=pathlib.Path, help="where the PNGs go; else beside the JSON")
+    arguments = parser.parse_args()
+    try:
+        if arguments.out and not arguments.out.is_dir():
+            raise BadInput(f"--out: {arguments.out} is not a folder")
+        results = [(path, read(path)) for path in arguments.files]
+        for path, result in results:
+            picture = (arguments.out or path.parent) / (path.stem + ".png")
+            try:
+                draw(result, picture)
+            except (KeyError, TypeError) as error:
+                raise BadInput(f"{path}: a field is missing or is of another kind: {error}") from error
+            except OSError as error:
+                raise BadInput(f"{picture}: {error.strerror}") from error
+            print(picture)
+    except ImportError:
+        print("plot.py: matplotlib is missing: install python3-matplotlib", file=sys.stderr)
+        return 2
+    except BadInput as error:
+        print(f"plot.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

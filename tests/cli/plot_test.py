@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""benchmarks/plot.py on what the program really prints: plot_test.py PROGRAM PLOT_SCRIPT."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM, SCRIPT = sys.argv[1:3]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Plot(unittest.TestCase):
+    def setUp(self):
+        self.folder_ = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder_.cleanup)
+        self.folder = pathlib.Path(self.folder_.name)
+
+    def measure(self, benchmark, *more, system="2xh100-nvl"):
+        path = self.folder / f"{benchmark}.json"
+        command = [PROGRAM, "bench", benchmark, "--system", system, "--quick", "--runs", "1", "--json", *more]
+        path.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        return path
+
+    def plot(self, *arguments):
+        command = [sys.executable, SCRIPT, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def assert_drawn(self, path):
+        self.assertEqual(path.read_bytes()[:8], PNG)
+        self.assertGreater(path.stat().st_size, 10_000)
+
+    def test_draws_both_benchmarks_beside_their_files(self):
+        ran = self.plot(self.measure("link"), self.measure("reclaim"))
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assert_drawn(self.folder / "link.png")
+        self.assert_drawn(self.folder / "reclaim.png")
+
+    def test_draws_more_lines_than_a_legend_names(self):
+        path = self.measure("link", "--sizes", "4KiB,64KiB", system="dgx-h100")
+        other = self.folder / "out"
+        other.mkdir()
+        ran = self.plot(path, "--out", other)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assertEqual(ran.stdout.strip(), str(other / "link.png"))
+        self.assert_drawn(other / "link.png")
+
+    def test_the_title_says_what_the_figures_are(self):
+        import runpy
+
+        title_of = runpy.run_path(SCRIPT)["title_of"]
+        result = json.loads(self.measure("link").read_text())
+        self.assertIn("SIMULATED", title_of(result, "x"))
+        self.assertIn("2xh100-nvl", title_of(result, "x"))
+        self.assertNotIn("LOOPBACK", title_of(result, "x"))
+        self.assertNotIn("SIMULATED", title_of({**result, "simulated": False}, "x"))
+        self.assertIn("LOOPBACK", title_of({**result, "loopback": True}, "x"))
+
+    def refuse(self, name, text, expected):
+        path = self.folder / name
+        if text is not None:
+            path.write_text(text)
+        ran = self.plot(path)
+        self.assertEqual(ran.returncode, 2, ran.stdout)
+        self.assertEqual(ran.stderr.count("\n"), 1, ran.stderr)
+        self.assertIn(str(path), ran.stderr)
+        self.assertIn(expected, ran.stderr)
+
+    def test_says_what_is_wrong_with_a_file(self):
+        self.refuse("none.json", None, "No such file")
+        self.refuse("words.json", "hello", "not JSON")
+        self.refuse("list.json", "[1]", "harvest bench link or reclaim")
+        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "harvest bench link or reclaim")
+        self.refuse("empty.json", '{"benchmark": "link", "rows": []}', "no rows")
+        self.refuse("short.json", '{"benchmark": "link", "rows": [{"from": 0}]}', "'to'")
+        ran = self.plot(self.measure("link"), "--out", self.folder / "nowhere")
+        self.assertEqual(ran.returncode, 2)
+        self.assertIn("nowhere is not a folder", ran.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
