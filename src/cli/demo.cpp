@@ -18,16 +18,18 @@ namespace {
 constexpr const char* kTeaching =
     "A GPU needs more experts than it keeps. A neighbour lends idle memory, takes it back in the middle of\n"
     "a read, and lends it again; the experts come from the neighbour or from host memory, and never wrong.\n"
-    "Times are those of the simulated machine, in virtual time; bytes are real, and all are compared.\n"
+    "Bytes are real on every machine, and all are compared. Without an option it runs on this machine's\n"
+    "GPUs; with one GPU in loopback, where a second pool of its own memory is the peer; without any on a\n"
+    "simulated pair, whose times are those of measured links, in virtual time.\n"
     "\n"
     "Example:\n"
     "  harvest demo\n"
-    "  harvest demo --system 4x4090-pcie\n"
+    "  harvest demo --system dgx-h100\n"
     "\n"
     "It answers 1 if any byte is wrong.";
 
 struct Options {
-  std::string system = "2xh100-nvl";
+  bench::MachineChoice machine;
   bool json = false;
 };
 
@@ -94,11 +96,11 @@ class Play {
   Status begin() {
     narrator_.say(fmt::format(
         "1. GPU 0 needs {} experts of {}, {} in all. It has room for {} of them; host memory has all.\n"
-        "   The owner of GPU {} uses all its memory but {}. Harvest may use up to {} of that.",
+        "   GPU {} lends {} of its memory. Harvest may use up to {} of that.",
         DemoWorld::kExperts, format_bytes(DemoWorld::kExpertBytes),
         format_bytes(DemoWorld::kExperts * DemoWorld::kExpertBytes),
-        DemoWorld::kLocalBytes / DemoWorld::kExpertBytes, world_.peer(),
-        format_bytes(DemoWorld::kOwnerLeavesBytes), format_bytes(DemoWorld::kPeerBytes)));
+        DemoWorld::kLocalBytes / DemoWorld::kExpertBytes, world_.peer(), format_bytes(DemoWorld::kLentBytes),
+        format_bytes(DemoWorld::kPeerBytes)));
     if (Status stored = world_.store_experts(); !stored) return stored;
     Experts all(DemoWorld::kExperts);
     for (std::uint64_t i = 0; i < all.size(); ++i) all[i] = i;
@@ -124,21 +126,18 @@ class Play {
   }
 
   Status reclaim() {
-    SimulatedBackend& backend = world_.backend();
     const DeviceId peer = world_.peer();
-    const auto memory = backend.query_memory(peer);
-    if (!memory) return tl::unexpected(memory.error());
-    const std::uint64_t ours = backend.mapped_bytes(peer);
-    story_.owner_bytes = memory->free_bytes + ours;
+    const std::uint64_t ours = world_.held_bytes();
+    story_.owner_bytes = world_.owner_wants_bytes();
     narrator_.say(fmt::format(
         "3. The owner of GPU {} wants {}; {} of them are ours, and {} experts are being read from there.",
         peer, format_bytes(story_.owner_bytes), format_bytes(ours), on_peer_.size()));
     const auto figures = world_.read_while(on_peer_, [&]() -> Status {
       constexpr TimeNs kPatienceNs = 1'000'000'000;
-      const auto report = world_.cache().reclaim(peer, ours, backend.now_ns() + kPatienceNs);
+      const auto report = world_.cache().reclaim(peer, ours, world_.backend().now_ns() + kPatienceNs);
       if (!report) return tl::unexpected(report.error());
       story_.reclaim = *report;
-      return backend.tenant_allocate(peer, story_.owner_bytes);
+      return world_.owner_takes();
     });
     if (!figures) return tl::unexpected(figures.error());
     story_.steps.push_back({"the same, the owner reclaims meanwhile", *figures});
@@ -153,18 +152,16 @@ class Play {
 
   Status fall_back() {
     narrator_.say("4. The same experts again. They are as right as before, and as slow as without Harvest.");
-    return read("the same, the peer is full", on_peer_);
+    return read("the same, the owner has it all", on_peer_);
   }
 
   Status return_() {
-    SimulatedBackend& backend = world_.backend();
-    // Its job ends: that leaves more than it needed in its last burst, which Harvest keeps free from now on.
-    const std::uint64_t freed = std::min(8 * story_.owner_bytes, backend.tenant_bytes(world_.peer()));
-    if (Status done = backend.tenant_free(world_.peer(), freed); !done) return done;
+    const auto freed = world_.owner_leaves();
+    if (!freed) return tl::unexpected(freed.error());
     constexpr TimeNs kWaitNs = 2'000'000'000;
     narrator_.say(fmt::format(
         "5. The owner's job ends and frees {}. {} later the experts are read again, and climb again.",
-        format_bytes(freed), format_ns(static_cast<double>(kWaitNs))));
+        format_bytes(*freed), format_ns(static_cast<double>(kWaitNs))));
     if (Status passed = world_.pass(kWaitNs); !passed) return passed;
     if (Status done = read("the same, the peer is free again", on_peer_); !done) return done;
     if (Status passed = world_.pass(50'000'000); !passed) return passed;
@@ -184,10 +181,15 @@ double bandwidth_of(const ReadFigures& figures) {
   return static_cast<double>(figures.bytes - in_place) * 1e9 / static_cast<double>(figures.duration_ns);
 }
 
-Json to_json(const DemoWorld& world, const Story& story, const std::string& system) {
-  Json json{
-      {"simulated", true},    {"backend", "simulated"},         {"system", system},
-      {"peer", world.peer()}, {"experts", DemoWorld::kExperts}, {"expert_bytes", DemoWorld::kExpertBytes}};
+Json to_json(const DemoWorld& world, const Story& story) {
+  const BackendInfo& info = world.machine().backend().info();
+  Json json{{"simulated", info.simulated},
+            {"loopback", info.loopback},
+            {"backend", info.name},
+            {"system", info.system},
+            {"peer", world.peer()},
+            {"experts", DemoWorld::kExperts},
+            {"expert_bytes", DemoWorld::kExpertBytes}};
   json["steps"] = Json::array();
   for (const Step& step : story.steps) {
     const auto served = [&](Tier tier) { return step.figures.served[static_cast<std::size_t>(tier)]; };
@@ -212,7 +214,16 @@ Json to_json(const DemoWorld& world, const Story& story, const std::string& syst
   return json;
 }
 
-void print_summary(const Story& story, const std::string& system) {
+/// What these times are worth.
+const char* caveat(const BackendInfo& info) {
+  if (info.loopback)
+    return "One GPU in LOOPBACK: its peer is a second pool of its own memory, so no rate here is NVLink's.";
+  if (info.simulated) return "This machine is simulated: bytes are real, times come from measured links.";
+  return "Times are this machine's own, copies and the program that waits for them.";
+}
+
+void print_summary(const DemoWorld& world, const Story& story) {
+  const BackendInfo& info = world.machine().backend().info();
   Table table({"read", "local", "peer", "host", "bytes", "time", "rate", "wrong"});
   std::uint64_t bytes = 0;
   for (const Step& step : story.steps) {
@@ -227,39 +238,38 @@ void print_summary(const Story& story, const std::string& system) {
                moved ? format_bandwidth(bandwidth_of(figures)) : "in place",
                format_count(figures.wrong_bytes)});
   }
-  fmt::print("\nWhat happened on {} (simulated): experts by the tier that served them\n\n{}\n", system,
+  fmt::print("\nWhat happened on {}: experts by the tier that served them\n\n{}\n", world.machine().name(),
              table.text());
   if (story.wrong_bytes() == 0)
     fmt::print("All {} were compared: no byte was wrong.\n\n", format_bytes(bytes));
   else
     fmt::print("WRONG: {} of {} bytes.\n\n", format_count(story.wrong_bytes()), format_count(bytes));
+  const std::string choice = info.simulated ? " --system " + info.system : "";
   fmt::print(
-      "This machine is simulated: bytes are real, times come from measured links. Real GPUs come with the\n"
-      "CUDA backend.\n"
+      "{}\n"
       "\n"
       "Next:\n"
       "  {:<36}the links behind these rates\n"
       "  {:<36}the same on another machine\n"
       "  {:<36}hours of real KV-cache traffic in seconds\n"
       "  {:<36}the same in 40 lines of your own code\n",
-      "harvest topo --system " + system,
-      system == "dgx-h100" ? "harvest demo --system 2xh100-nvl" : "harvest demo --system dgx-h100",
+      caveat(info), "harvest topo" + choice,
+      info.system == "dgx-h100" ? "harvest demo --system 2xh100-nvl" : "harvest demo --system dgx-h100",
       "harvest replay --help", "examples/quickstart.cpp");
 }
 
 Exit run(const Options& options) {
-  auto world = DemoWorld::create(options.system);
-  if (!world) return complain(Exit::bad_input, "demo", "--system: " + world.error().message);
-  const std::string system = (*world)->backend().info().system;
+  auto world = DemoWorld::create(options.machine);
+  if (!world) return complain(Exit::bad_input, "demo", world.error().message);
   const Narrator narrator(!options.json);
-  narrator.say(fmt::format("Harvest on {} (simulated): GPU 0 reads, GPU {} lends idle memory.\n", system,
-                           (*world)->peer()));
+  narrator.say(fmt::format("Harvest on {}: GPU 0 reads, GPU {} lends idle memory.\n",
+                           (*world)->machine().name(), (*world)->peer()));
   auto story = Play(**world, narrator).run();
   if (!story) return complain(Exit::failed, "demo", story.error().message);
   if (options.json)
-    print_json(to_json(**world, *story, system));
+    print_json(to_json(**world, *story));
   else
-    print_summary(*story, system);
+    print_summary(**world, *story);
   return story->wrong_bytes() == 0 ? Exit::ok : Exit::failed;
 }
 
@@ -269,9 +279,7 @@ void add_demo(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("demo", "See Harvest do its job, in a few seconds");
   command->footer(kTeaching);
-  add_name(*command, "--system", options->system,
-           "The machine: a preset (see harvest topo --help) or a JSON file")
-      ->type_name("NAME|FILE");
+  bench::add_machine(*command, options->machine);
   add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <harvest/peer_cache.hpp>
-#include <harvest/simulated_backend.hpp>
 
 #include <array>
 #include <cstdint>
@@ -10,6 +9,8 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include "cli/bench/machine.hpp"
 
 namespace harvest::cli {
 
@@ -30,10 +31,12 @@ class DemoWorld {
   static constexpr std::uint64_t kExpertBytes = 4ULL << 20;
   static constexpr std::uint64_t kLocalBytes = 8 * kExpertBytes;
   static constexpr std::uint64_t kPeerBytes = 32 * kExpertBytes;
-  static constexpr std::uint64_t kOwnerLeavesBytes = 1ULL << 30;  ///< free on the peer in the beginning
+  static constexpr std::uint64_t kLentBytes = 1ULL << 30;  ///< of the peer that the story goes on in
 
-  /// Errors: of the system's name (not_found, malformed), invalid_argument (no GPU has a usable peer).
-  [[nodiscard]] static Result<std::unique_ptr<DemoWorld>> create(const std::string& system);
+  /// Without a choice: this machine's GPUs, one in loopback if it has no peer, or a simulated pair where
+  /// there is none. Errors: of the system's name (not_found, malformed), of the GPUs, invalid_argument (no
+  /// usable peer), out_of_memory (less free on the peer than is lent).
+  [[nodiscard]] static Result<std::unique_ptr<DemoWorld>> create(const bench::MachineChoice& choice);
   ~DemoWorld();
   DemoWorld(const DemoWorld&) = delete;
   DemoWorld& operator=(const DemoWorld&) = delete;
@@ -48,29 +51,42 @@ class DemoWorld {
   /// The same for experts that are not local; `meanwhile` runs when the copies are submitted and not done.
   template <typename Meanwhile>
   [[nodiscard]] Result<ReadFigures> read_while(std::span<const std::uint64_t> experts, Meanwhile meanwhile) {
-    const TimeNs begin = backend_->now_ns();
+    const TimeNs begin = backend().now_ns();
     std::vector<FetchItem> items = items_for(experts);
     if (Status given = cache_->fetch(items, stream_); !given) return tl::unexpected(given.error());
     if (Status done = meanwhile(); !done) return tl::unexpected(done.error());
     if (Status arrived = wait(); !arrived) return tl::unexpected(arrived.error());
-    return compare(experts, items, backend_->now_ns() - begin);
+    return compare(experts, items, backend().now_ns() - begin);
   }
 
   /// The experts whose best copy is in `tier` now.
   [[nodiscard]] std::vector<std::uint64_t> experts_in(Tier tier) const;
 
-  /// Lets `ns` of virtual time pass and what is under way end.
+  /// Lets `ns` pass, in virtual time on a simulated machine, and what is under way end.
   [[nodiscard]] Status pass(TimeNs ns);
 
   /// Bytes of the pool in host memory that are not what was written there first.
   [[nodiscard]] std::uint64_t changed_pool_bytes() const;
 
-  [[nodiscard]] SimulatedBackend& backend() { return *backend_; }
+  /// The owner of the peer takes all that is lent, what is the cache's and what is not taken yet. Requires:
+  /// the cache has given back what it had.
+  [[nodiscard]] Status owner_takes();
+  [[nodiscard]] std::uint64_t owner_wants_bytes() const { return kLentBytes - kMarginBytes; }
+  /// The owner's job ends; answers what that frees.
+  [[nodiscard]] Result<std::uint64_t> owner_leaves();
+
+  [[nodiscard]] const bench::MeasuredMachine& machine() const { return machine_; }
+  [[nodiscard]] Backend& backend() { return machine_.backend(); }
   [[nodiscard]] PeerCache& cache() { return *cache_; }
+  /// What the cache holds of the peer.
+  [[nodiscard]] std::uint64_t held_bytes() const;
   [[nodiscard]] DeviceId peer() const { return peer_; }
 
  private:
-  DemoWorld() = default;
+  static constexpr std::uint64_t kMarginBytes = 256ULL << 20;  ///< of what is lent stays free in any case
+
+  explicit DemoWorld(bench::MeasuredMachine machine) : machine_(std::move(machine)) {}
+  [[nodiscard]] Status prepare();
   [[nodiscard]] std::vector<FetchItem> items_for(std::span<const std::uint64_t> experts) const;
   [[nodiscard]] Status wait();
   [[nodiscard]] Result<ReadFigures> compare(std::span<const std::uint64_t> experts,
@@ -82,11 +98,13 @@ class DemoWorld {
 
   std::vector<std::byte> pool_;      ///< the experts' weights
   std::vector<std::byte> received_;  ///< one expert, copied back to be compared
-  std::unique_ptr<SimulatedBackend> backend_;
+  bench::MeasuredMachine machine_;
   std::unique_ptr<PeerCache> cache_;
   DeviceId peer_ = kHost;
   StreamId stream_ = StreamId::none;
   std::byte* buffer_ = nullptr;  ///< on the consumer: where fetched experts go
+  bool pool_registered_ = false;
+  std::byte* owners_segment_ = nullptr;  ///< on a real peer: what its owner has taken in this story
 };
 
 }  // namespace harvest::cli

@@ -47,10 +47,14 @@ Result<MeasuredMachine> MeasuredMachine::open(const MachineChoice& choice, Simul
   return machine;
 }
 
-std::string MeasuredMachine::title(const std::string& what) const {
-  return fmt::format("{} of {}{}{}", what, backend().info().system,
+std::string MeasuredMachine::name() const {
+  return fmt::format("{}{}{}", backend().info().system,
                      is_loopback() ? ", one GPU in LOOPBACK: its peer is itself" : "",
                      backend().info().simulated ? " (SIMULATED)" : "");
+}
+
+std::string MeasuredMachine::title(const std::string& what) const {
+  return fmt::format("{} of {}", what, name());
 }
 
 Json MeasuredMachine::header(const std::string& benchmark) const {

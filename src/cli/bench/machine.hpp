@@ -36,6 +36,8 @@ class MeasuredMachine {
   [[nodiscard]] SimulatedBackend* simulated() const { return simulated_; }
   [[nodiscard]] bool is_loopback() const { return loopback_ != nullptr; }
 
+  /// "dgx-h100 (SIMULATED)"
+  [[nodiscard]] std::string name() const;
   /// "Bandwidth of dgx-h100 (SIMULATED)"
   [[nodiscard]] std::string title(const std::string& what) const;
   /// The fields that every benchmark's JSON begins with.
