@@ -73,8 +73,9 @@ std::vector<ClassRoute> class_routes(const MeasuredMachine& machine, DeviceId gp
 
 std::vector<ScatterPoint> grid(bool quick) {
   std::vector<ScatterPoint> points;
-  for (std::uint64_t bytes = 4ULL << 10; bytes <= (quick ? 64ULL << 10 : 4ULL << 20); bytes *= quick ? 4 : 2)
-    for (std::uint64_t runs = 1; runs <= (quick ? 16 : 1024); runs *= 4)
+  const std::uint64_t step = quick ? 16 : 2;
+  for (std::uint64_t bytes = 4ULL << 10; bytes <= (quick ? 64ULL << 10 : 4ULL << 20); bytes *= step)
+    for (std::uint64_t runs = 1; runs <= (quick ? 16 : 1024); runs *= quick ? 16 : 4)
       if (bytes * runs <= 256ULL << 20) points.push_back({bytes, runs});
   return points;
 }
@@ -211,6 +212,9 @@ Exit run(const Options& options) {
   if (file.empty())
     return complain(Exit::bad_input, "bench calibrate",
                     "neither XDG_CACHE_HOME nor HOME is set: name the file with --file");
+  // What stands in the way of writing is told before minutes of measuring, not after.
+  if (const auto there = cuda::read_calibrations(file); !there && there.error().code == ErrorCode::malformed)
+    return complain_of("calibrate", there.error());
   const auto machine = MeasuredMachine::open(options.common.machine);
   if (!machine) return complain_of("calibrate", machine.error());
   auto results = measure(*machine, options);

@@ -105,6 +105,7 @@ Result<std::unique_ptr<Owner>> OwnerProcess::start(DeviceId gpu) {
   ::posix_spawn_file_actions_adddup2(&actions, back[1], STDOUT_FILENO);
   std::vector<std::string> words{"harvest", "bench", "reclaim", kOwnerOption, fmt::format("{}", gpu)};
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   pid_t process = 0;

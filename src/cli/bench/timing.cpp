@@ -13,7 +13,7 @@ constexpr std::uint64_t kVirtualChunkBytes = 64ULL << 10;  // submitting takes n
 constexpr std::uint64_t kLongestGateBytes = 4ULL << 30;
 constexpr TimeNs kRunNs = 2'000'000;
 constexpr double kMostDoubt = .02;
-constexpr int kAttempts = 10;
+constexpr int kAttempts = 5;
 constexpr std::uint64_t kMostRepeats = 512;  // half of what drivers queue
 
 /// A point in time at which an event was seen as complete; it was that up to `doubt_ns` earlier.
