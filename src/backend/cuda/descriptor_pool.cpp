@@ -42,11 +42,13 @@ DescriptorPool::~DescriptorPool() {
 
 /// Streams finish in any order, so all are asked.
 void DescriptorPool::collect() {
-  std::erase_if(in_flight_, [&](BatchDescriptors* descriptors) {
-    const bool over = is_over(descriptors->over);
-    if (over) free_.push_back(descriptors);
-    return over;
-  });
+  std::size_t kept = 0;
+  for (BatchDescriptors* descriptors : in_flight_)
+    if (is_over(descriptors->over))
+      free_.push_back(descriptors);
+    else
+      in_flight_[kept++] = descriptors;
+  in_flight_.resize(kept);
 }
 
 BatchDescriptors* DescriptorPool::take() {

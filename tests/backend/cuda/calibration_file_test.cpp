@@ -215,14 +215,14 @@ class Variable {
 };
 
 TEST(CalibrationPathTest, IsInTheUsersCache) {
-  const Variable home("HOME", "/home/somebody");
+  const Variable home("HOME", "/users/somebody");
   {
     const Variable cache("XDG_CACHE_HOME", "/var/cache/somebody");
     EXPECT_EQ(cuda_calibration_file(), "/var/cache/somebody/harvest/calibration.json");
   }
   for (const char* ignored : {static_cast<const char*>(nullptr), "", "relative"}) {
     const Variable cache("XDG_CACHE_HOME", ignored);
-    EXPECT_EQ(cuda_calibration_file(), "/home/somebody/.cache/harvest/calibration.json");
+    EXPECT_EQ(cuda_calibration_file(), "/users/somebody/.cache/harvest/calibration.json");
   }
   const Variable cache("XDG_CACHE_HOME", nullptr);
   const Variable no_home("HOME", nullptr);

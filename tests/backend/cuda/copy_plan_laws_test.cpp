@@ -42,7 +42,8 @@ struct World {
 void make_ranges(World& world) {
   for (DeviceId device : {kHost, 0, 1, 2})
     for (std::uintptr_t offset = 0; offset < kDeviceBytes;) {
-      const auto bytes = std::min<std::uintptr_t>(*rc::gen::inRange(1, 1500), kDeviceBytes - offset);
+      const auto bytes =
+          std::min<std::uintptr_t>(*rc::gen::inRange<std::uintptr_t>(1, 1500), kDeviceBytes - offset);
       if (*rc::gen::weightedElement<bool>({{3, true}, {1, false}})) {
         const std::uint64_t own = device == kHost ? 0 : std::uint64_t{1} << device;
         const KnownRange range{at(base_of(device) + offset), bytes, device,
