@@ -71,16 +71,22 @@ void forget(State& known, Lock& lock) {
   this_thread() = {};
 }
 
-/// Runs when the library is unloaded, after everything of the program's.
-__attribute__((destructor)) void report_at_exit() {
+/// Ends what still runs, and counts what was not given back.
+Leaks finish() {
   const Inside inside;
   Lock lock(state().mutex);
-  if (!state().initialised) return;
+  if (!state().initialised) return {};
   const auto found = count_leaks();
   state().shut_down = true;
   state().host_wake.notify_all();
   (void)state().stop_all(lock, kPatienceAtExit);
   state().accounts.close();
+  return found;
+}
+
+/// Runs when the library is unloaded, after everything of the program's.
+__attribute__((destructor)) void report_at_exit() {
+  const auto found = finish();
   if (found.total() == 0) return;
   std::fprintf(stderr, "fake cuda: leaked at exit: %s\n", to_string(found).c_str());
   const char* mode = std::getenv("HARVEST_FAKE_CUDA_LEAKS");

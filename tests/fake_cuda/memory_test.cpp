@@ -138,9 +138,8 @@ TEST_F(Memory, TheKindOfACopyMustBeTrue) {
   EXPECT_CUDA(cudaErrorInvalidValue, cudaMemcpy(&plain, memory.get(), sizeof plain, cudaMemcpyHostToDevice));
   EXPECT_CUDA(cudaErrorInvalidValue,
               cudaMemcpy(memory.get(), &plain, sizeof plain, cudaMemcpyDeviceToDevice));
-  const int none = 9;
   EXPECT_CUDA(cudaErrorInvalidMemcpyDirection,
-              cudaMemcpy(memory.get(), &plain, sizeof plain, static_cast<cudaMemcpyKind>(none)));
+              cudaMemcpy(memory.get(), &plain, sizeof plain, static_cast<cudaMemcpyKind>(7)));
   EXPECT_CUDA(cudaSuccess, cudaMemcpy(memory.get(), &plain, sizeof plain, cudaMemcpyHostToDevice));
 }
 

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "fake_cuda/fake_cuda.hpp"
@@ -68,24 +69,35 @@ class TestEvent {
   cudaEvent_t event_ = nullptr;
 };
 
-/// Holds a stream until it is opened: a host function that waits.
+/// Holds a stream until it is opened: by a host function that waits, and that the constructor has seen begin.
+/// Its state outlives the gate.
 class Gate {
  public:
   explicit Gate(cudaStream_t stream) {
-    EXPECT_CUDA(cudaSuccess,
-                cudaLaunchHostFunc(
-                    stream, [](void* gate) { static_cast<Gate*>(gate)->open_.wait(false); }, this));
+    EXPECT_CUDA(cudaSuccess, cudaLaunchHostFunc(stream, &Gate::hold, new std::shared_ptr<State>(state_)));
+    state_->has_begun.wait(false);
   }
   ~Gate() { open(); }
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
   void open() {
-    open_ = true;
-    open_.notify_all();
+    state_->is_open = true;
+    state_->is_open.notify_all();
   }
 
  private:
-  std::atomic<bool> open_{false};
+  struct State {
+    std::atomic<bool> has_begun{false};
+    std::atomic<bool> is_open{false};
+  };
+  static void hold(void* given) {
+    const std::unique_ptr<std::shared_ptr<State>> state(static_cast<std::shared_ptr<State>*>(given));
+    (*state)->has_begun = true;
+    (*state)->has_begun.notify_all();
+    (*state)->is_open.wait(false);
+  }
+
+  std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
 /// Memory of a device by cudaMalloc.
