@@ -117,8 +117,8 @@ CudaBackend::~CudaBackend() {
   }
   // Unmapping under work poisons the context for the whole process (FACTS rule 1): rather keep the memory.
   log().error("the CUDA backend ends while work is under way on its streams; its memory stays allocated");
-  static_cast<void>(segments_.release());
-  static_cast<void>(host_.release());
+  segments_->abandon();
+  host_->abandon();
 }
 
 /// Waits for the streams of this backend; false if one is not done in time.

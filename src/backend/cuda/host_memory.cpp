@@ -112,6 +112,13 @@ HostMemory::~HostMemory() {
   }
 }
 
+void HostMemory::abandon() {
+  const MutexLock registering_lock(registering_mutex_);
+  const MutexLock lock(mutex_);
+  registered_.clear();
+  segments_.clear();
+}
+
 MemoryInfo HostMemory::query() const {
   const MutexLock lock(mutex_);
   return {at_start_.available_bytes - mapped_bytes_, at_start_.total_bytes, 0};

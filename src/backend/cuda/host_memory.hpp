@@ -66,6 +66,9 @@ class HostMemory {
   /// Errors: invalid_argument (not registered here).
   [[nodiscard]] Status unregister_range(std::byte* address) HARVEST_EXCLUDES(registering_mutex_);
 
+  /// Forgets all that is pinned without giving it back: there is work on it that does not end.
+  void abandon() HARVEST_EXCLUDES(registering_mutex_);
+
  private:
   Status pin(std::byte* address, std::uint64_t bytes);
   Status unpin(std::byte* address, std::uint64_t bytes);

@@ -42,6 +42,12 @@ class Segments {
   /// Errors: invalid_argument (not a segment's address), unavailable (its device is lost; it is forgotten).
   [[nodiscard]] Status unmap(std::byte* address);
 
+  /// Forgets all segments without giving them back: there is work on them that does not end.
+  void abandon() HARVEST_EXCLUDES(mutex_) {
+    const MutexLock lock(mutex_);
+    segments_.clear();
+  }
+
  private:
   struct Segment {
     DeviceId device = kHost;
