@@ -58,6 +58,35 @@ TEST_F(BenchOnCuda, TopoShowsTheGpusThatAreThere) {
     EXPECT_TRUE(link.at("from") == link.at("to") || link.at("verified") == true) << link;
 }
 
+TEST_F(BenchOnCuda, TheDemoRunsOnTheGpusThatAreThere) {
+  set("HARVEST_FAKE_CUDA_BYTES", "3221225472");
+  for (const bool alone : {false, true}) {
+    set("HARVEST_FAKE_CUDA_DEVICES", alone ? "1" : "2");
+    set("HARVEST_FAKE_CUDA_SHARED", folder_.file(alone ? "shared_1" : "shared_2", ""));
+    const json demo = run({"demo"});
+    EXPECT_EQ(demo.at("simulated"), false);
+    EXPECT_EQ(demo.at("loopback"), alone);
+    EXPECT_EQ(demo.at("wrong_bytes"), 0);
+    EXPECT_GT(demo.at("reclaim").at("requested_bytes"), 0);
+    EXPECT_EQ(demo["reclaim"].at("returned_bytes"), demo["reclaim"].at("requested_bytes"));
+    EXPECT_GT(demo.at("steps").at(2).at("served").at("peer"), 0);
+    EXPECT_EQ(demo.at("steps").at(6).at("served").at("host"),
+              demo["steps"].at(5).at("served").at("peer").get<int>() +
+                  demo["steps"].at(5).at("served").at("host").get<int>())
+        << "the owner has it all";
+  }
+  const Ran text = run_harvest({"demo", "--loopback"});
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_THAT(text.out, HasSubstr("LOOPBACK"));
+}
+
+TEST_F(BenchOnCuda, ADemoNeedsSomeFreeMemory) {
+  set("HARVEST_FAKE_CUDA_BYTES", "268435456");
+  const Ran ran = run_harvest({"demo"});
+  EXPECT_EQ(ran.exit_code, 2);
+  EXPECT_THAT(ran.err, HasSubstr("256.0 MiB free, and 1.0 GiB are needed"));
+}
+
 TEST_F(BenchOnCuda, LinkMeasuresByCopyEngineAndByKernel) {
   const json link = run({"bench", "link", "--sizes", "64KiB", "--runs", "1"});
   EXPECT_EQ(link.at("simulated"), false);
