@@ -23,6 +23,7 @@ struct DeviceInfo {
   std::uint64_t segment_granularity_bytes = 0;  ///< sizes of segments are multiples of this
   std::uint32_t copy_engines = 0;               ///< copies that can run at once; more wait their turn
   std::int32_t numa_node = -1;                  ///< the host memory near it, -1 if not known
+  std::string uuid{};  ///< the GPU's own, "GPU-...", the same in every process; empty if it has none
 };
 
 enum class LinkKind : std::uint8_t { same_device, nvlink, nvswitch, c2c, pcie };
@@ -110,9 +111,12 @@ class Backend {
   [[nodiscard]] virtual Result<MemoryInfo> query_memory(DeviceId device) = 0;
 
   /// Allocates `bytes` (a multiple of the device's granularity, not 0) of physical memory on `device`,
-  /// mapped for `device` itself and for every device in `readers`; pinned memory if it is the host.
+  /// mapped for `device` itself and for every device in `readers` that can reach it: one whose link with
+  /// `device` has no peer access, or that is lost, is left out, and copies between the two go through the
+  /// host. Pinned memory, which every GPU reaches, if `device` is the host.
   /// Its content is undefined. May block for as long as the driver's allocation takes.
-  /// Errors: invalid_argument, not_found, out_of_memory, unavailable.
+  /// Errors: invalid_argument (size), not_found (no such device or reader), out_of_memory, unavailable (the
+  /// device is lost, or the driver refuses a reader that should reach it).
   [[nodiscard]] virtual Result<std::byte*> map_segment(DeviceId device, std::uint64_t bytes,
                                                        std::span<const DeviceId> readers) = 0;
 
@@ -142,8 +146,14 @@ class Backend {
   /// The device of a stream, or not_found.
   [[nodiscard]] virtual Result<DeviceId> stream_device(StreamId stream) const = 0;
 
+  /// True while what is given to `stream` is recorded into a graph instead of done. Whoever copies from
+  /// memory that may hold other bytes by the time a graph is launched must not, then. False for streams that
+  /// are not known.
+  [[nodiscard]] virtual bool is_capturing(StreamId /*stream*/) const { return false; }
+
   /// An event that completes when all work given to `stream` so far has; `failed` if any of it since
   /// the event recorded before on this stream failed.
+  /// Errors: not_found, unavailable, out_of_memory, not_supported (the stream is being captured).
   [[nodiscard]] virtual Result<EventId> record_event(StreamId stream) = 0;
 
   /// Gives an event back; waits that were already given to streams still hold.
@@ -153,7 +163,7 @@ class Backend {
   [[nodiscard]] virtual EventState query_event(EventId event) = 0;
 
   /// Work given to `stream` from now on starts after `event`. Devices may differ. A failed event
-  /// lets the stream go on.
+  /// lets the stream go on. Errors: not_found, unavailable, not_supported (the stream is being captured).
   virtual Status stream_wait(StreamId stream, EventId event) = 0;
 
   /// Blocks until `event` is no longer pending or the clock reaches `deadline_ns`; moves virtual time.
@@ -167,7 +177,9 @@ class Backend {
   /// one piece of work of the stream. `copies` is not read after the call returns. A stream may drive
   /// copies between any two devices; the host may be either end.
   /// Errors: invalid_argument (null, 0 bytes, empty batch), not_found (stream, or no link on the route),
-  /// unavailable (link down, device lost), copy_failed. After an error nothing was given. A copy may
+  /// unavailable (link down, device lost), copy_failed. After an error nothing of it is under way. What is
+  /// wrong with the arguments is found before anything is given; after an error of the driver's in the middle
+  /// of a batch some destinations may have been written, and the call may have waited for that. A copy may
   /// also fail in flight: then the next event recorded on the stream is `failed`, and the destination's
   /// content is undefined.
   [[nodiscard]] virtual Status copy(StreamId stream, Route route, std::span<const Copy> copies) = 0;

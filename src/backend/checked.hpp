@@ -55,6 +55,7 @@ class CheckedBackend final : public Backend {
   Result<StreamId> wrap_stream(DeviceId device, void* native) override HARVEST_EXCLUDES(mutex_);
   Status destroy_stream(StreamId stream) override HARVEST_EXCLUDES(mutex_);
   Result<DeviceId> stream_device(StreamId stream) const override { return inner_.stream_device(stream); }
+  bool is_capturing(StreamId stream) const override { return inner_.is_capturing(stream); }
   Result<EventId> record_event(StreamId stream) override HARVEST_EXCLUDES(mutex_);
   void release_event(EventId event) override HARVEST_EXCLUDES(mutex_);
   EventState query_event(EventId event) override HARVEST_EXCLUDES(mutex_);

@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "backend/backend_laws.hpp"
-
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <harvest/simulated_backend.hpp>
 
+#include "backend/backend_laws_suite.hpp"
 #include "backend/broken_backends.hpp"
 #include "backend/checked.hpp"
 
 namespace harvest::test {
 namespace {
-
-using testing::IsEmpty;
 
 /// Host memory of a simulation with phantom bytes: what lies there is known by its stamp.
 class PhantomHostMemory final : public HostMemory {
@@ -39,12 +35,6 @@ std::unique_ptr<SimulatedBackend> simulated(SimulationOptions options, const cha
   return make_simulated_backend(machine_from_preset(machine).value(), std::move(options)).value();
 }
 
-/// What takes part in the suite: a name and how to make one.
-struct Entry {
-  const char* name;
-  SubjectFactory make;
-};
-
 Subject simulated_subject(SimulatedBytes bytes, SimulatedTime time, const char* machine = "2xh100-nvl") {
   auto backend = simulated({.bytes = bytes, .time = time, .seed = 7}, machine);
   auto host =
@@ -52,7 +42,7 @@ Subject simulated_subject(SimulatedBytes bytes, SimulatedTime time, const char* 
   return {nullptr, std::move(backend), std::move(host)};
 }
 
-std::vector<Entry> entries() {
+std::vector<BackendEntry> entries() {
   using enum SimulatedBytes;
   using enum SimulatedTime;
   return {
@@ -62,6 +52,15 @@ std::vector<Entry> entries() {
       {"simulated_phantom_threads", [] { return simulated_subject(phantom, real_time); }},
       {"simulated_dgx_h100", [] { return simulated_subject(phantom, virtual_time, "dgx-h100"); }},
       {"simulated_4x4090", [] { return simulated_subject(real, virtual_time, "4x4090-pcie"); }},
+      {"simulated_without_peer_access",
+       [] {
+         Machine machine = machine_from_preset("2xh100-nvl").value();
+         for (MachineLink& link : machine.links)
+           link.info.peer_access =
+               link.info.from == link.info.to || link.info.from == kHost || link.info.to == kHost;
+         return Subject{nullptr, make_simulated_backend(std::move(machine), {.seed = 7}).value(),
+                        make_host_memory()};
+       }},
       {"checked_simulated",
        [] {
          Subject subject = simulated_subject(real, virtual_time);
@@ -77,14 +76,7 @@ std::vector<Entry> entries() {
   };
 }
 
-class BackendLaws : public testing::TestWithParam<Entry> {};
-
-TEST_P(BackendLaws, Hold) {
-  for (const Law& law : backend_laws()) EXPECT_THAT(check(law, GetParam().make), IsEmpty()) << law.name;
-}
-
-INSTANTIATE_TEST_SUITE_P(Backends, BackendLaws, testing::ValuesIn(entries()),
-                         [](const auto& entry) { return std::string(entry.param.name); });
+INSTANTIATE_TEST_SUITE_P(Backends, BackendLaws, testing::ValuesIn(entries()), name_of_entry);
 
 class BrokenBackends : public testing::TestWithParam<BrokenBackend> {};
 

@@ -222,6 +222,15 @@ struct MapsHalfGranules : Base {
   }
 };
 
+struct RefusesReaders : Base {
+  using Base::Base;
+  Result<std::byte*> map_segment(DeviceId d, std::uint64_t bytes,
+                                 std::span<const DeviceId> readers) override {
+    if (readers.size() > 1) return fail(ErrorCode::invalid_argument, "too many readers");
+    return inner_.map_segment(d, bytes, readers);
+  }
+};
+
 // --- time -------------------------------------------------------------------------------------------------
 
 struct ClockGoesBack : Base {
@@ -261,6 +270,7 @@ std::vector<BrokenBackend> broken_backends() {
       {"unmap_accepts_anything", "bad_segments_are_refused", make<UnmapsAnything>},
       {"free_count_never_changes", "memory_is_counted", make<FreeCountNeverChanges>},
       {"map_returns_overlap", "segments_lie_apart", make<MapsOverlapping>},
+      {"map_refuses_readers", "every_device_may_be_named_as_reader", make<RefusesReaders>},
       {"map_accepts_half_granules", "bad_segments_are_refused", make<MapsHalfGranules>},
       {"clock_goes_back", "time_goes_forward", make<ClockGoesBack>},
       {"clock_stands_still", "time_goes_forward", make<ClockStandsStill>},

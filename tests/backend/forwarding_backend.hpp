@@ -29,6 +29,7 @@ class ForwardingBackend : public Backend {
   }
   Status destroy_stream(StreamId stream) override { return inner_.destroy_stream(stream); }
   Result<DeviceId> stream_device(StreamId stream) const override { return inner_.stream_device(stream); }
+  bool is_capturing(StreamId stream) const override { return inner_.is_capturing(stream); }
   Result<EventId> record_event(StreamId stream) override { return inner_.record_event(stream); }
   void release_event(EventId event) override { inner_.release_event(event); }
   EventState query_event(EventId event) override { return inner_.query_event(event); }

@@ -67,6 +67,21 @@ void bad_segments_are_refused(Trial& t) {
   t.expect_error(backend.unmap_segment(segment), ErrorCode::invalid_argument, "unmapping twice");
 }
 
+/// Whoever does not know who reaches whom names all devices; those that cannot are left out.
+void every_device_may_be_named_as_reader(Trial& t) {
+  std::vector<DeviceId> all;
+  for (const DeviceInfo& device : t.backend().devices()) all.push_back(device.id);
+  for (const DeviceInfo& device : t.backend().devices()) {
+    const std::uint64_t step = device.segment_granularity_bytes;
+    std::byte* segment =
+        t.require(t.backend().map_segment(device.id, step, all), "a segment for all devices");
+    t.require(t.backend().unmap_segment(segment), "unmap");
+    const DeviceId unknown[] = {0, 77};
+    t.expect_error(t.backend().map_segment(device.id, step, unknown), ErrorCode::not_found,
+                   "an unknown reader");
+  }
+}
+
 void host_memory_can_be_registered(Trial& t) {
   Backend& backend = t.backend();
   const std::uint64_t bytes = 4 * kMiB;
@@ -115,6 +130,7 @@ std::vector<Law> memory_laws() {
       {"memory_can_be_had_again", memory_can_be_had_again},
       {"segments_lie_apart", segments_lie_apart},
       {"bad_segments_are_refused", bad_segments_are_refused},
+      {"every_device_may_be_named_as_reader", every_device_may_be_named_as_reader},
       {"host_memory_can_be_registered", host_memory_can_be_registered},
       {"segments_keep_their_bytes", segments_keep_their_bytes},
   };

@@ -2,6 +2,7 @@
 #include "core/allocation_count.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <new>
 

@@ -72,7 +72,7 @@ HARVEST_HOST_DEVICE std::uint32_t tiles_of(std::uint64_t destination, std::uint3
 /// Adds a run. Returns false if the batch is full. Requires: 1 to `kMaxKernelRunBytes` bytes.
 HARVEST_HOST_DEVICE bool add_run(RunBatch& batch, std::uint64_t destination, std::uint64_t source,
                                  std::uint32_t bytes) {
-  if (batch.count == kRunsPerLaunch) return false;
+  if (batch.count >= kRunsPerLaunch) return false;
   batch.destination[batch.count] = destination;
   batch.source[batch.count] = source;
   batch.bytes[batch.count] = bytes;

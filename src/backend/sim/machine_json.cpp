@@ -1,131 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <harvest/machine.hpp>
-#include <initializer_list>
 #include <iterator>
-#include <limits>
-#include <nlohmann/json.hpp>
-#include <type_traits>
+
+#include "base/json_reader.hpp"
 
 namespace harvest {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr LinkKind kLinkKinds[] = {LinkKind::same_device, LinkKind::nvlink, LinkKind::nvswitch, LinkKind::c2c,
                                    LinkKind::pcie};
-
-/// Reads the fields of one object. The first thing that is wrong stays in `status`; later reads do
-/// nothing, so a caller reads all fields in a row and looks once.
-class ObjectReader {
- public:
-  ObjectReader(const Json& json, std::string path, Status& status)
-      : json_(json), path_(std::move(path)), status_(status) {
-    if (status_ && !json.is_object()) complain(path_, json, "an object");
-  }
-
-  /// Says which fields there may be at all, so that a misspelt one does not go unseen.
-  void allow(std::initializer_list<std::string_view> fields) {
-    if (!status_) return;
-    for (const auto& [key, value] : json_.items())
-      if (std::find(fields.begin(), fields.end(), key) == fields.end()) {
-        status_ = fail(ErrorCode::malformed,
-                       fmt::format("unknown field {}; known are {}", at(key), fmt::join(fields, ", ")));
-        return;
-      }
-  }
-
-  void read(const char* name, std::string& out) {
-    if (const Json* value = find(name); value && check(name, *value, value->is_string(), "a string"))
-      out = value->get<std::string>();
-  }
-  void read(const char* name, bool& out) {
-    if (const Json* value = find(name); value && check(name, *value, value->is_boolean(), "true or false"))
-      out = value->get<bool>();
-  }
-  void read(const char* name, double& out) {
-    if (const Json* value = find(name); value && check(name, *value, value->is_number(), "a number"))
-      out = value->get<double>();
-  }
-  template <typename Integer>
-  requires std::is_integral_v<Integer>
-  void read(const char* name, Integer& out) {
-    if (const Json* value = find(name)) read_integer(at(name), *value, out);
-  }
-  void read(const char* name, LinkKind& out) {
-    std::string text;
-    read(name, text);
-    if (!status_) return;
-    for (LinkKind kind : kLinkKinds)
-      if (to_string(kind) == text) {
-        out = kind;
-        return;
-      }
-    status_ =
-        fail(ErrorCode::malformed,
-             fmt::format("{} is '{}'; known are same_device, nvlink, nvswitch, c2c, pcie", at(name), text));
-  }
-  void read(const char* name, std::vector<std::uint32_t>& out) {
-    each(name, [&](const Json& value, const std::string& path) {
-      std::uint32_t number = 0;
-      read_integer(path, value, number);
-      out.push_back(number);
-    });
-  }
-
-  template <typename Body>
-  void each(const char* name, Body body) {
-    const Json* value = find(name);
-    if (!value || !check(name, *value, value->is_array(), "an array")) return;
-    for (std::size_t i = 0; i < value->size() && status_; ++i)
-      body((*value)[i], fmt::format("{}[{}]", at(name), i));
-  }
-
-  const Json* find(const char* name) {
-    if (!status_) return nullptr;
-    const auto found = json_.find(name);
-    if (found != json_.end()) return &*found;
-    status_ = fail(ErrorCode::malformed, fmt::format("field {} is missing", at(name)));
-    return nullptr;
-  }
-
-  [[nodiscard]] std::string at(std::string_view name) const {
-    return path_.empty() ? std::string(name) : fmt::format("{}.{}", path_, name);
-  }
-
- private:
-  void complain(const std::string& path, const Json& value, std::string_view wanted) {
-    std::string shown = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-    if (shown.size() > 60) shown = shown.substr(0, 57) + "...";
-    status_ = fail(ErrorCode::malformed, fmt::format("{} is {}, it must be {}",
-                                                     path.empty() ? "the document" : path, shown, wanted));
-  }
-  bool check(const char* name, const Json& value, bool good, std::string_view wanted) {
-    if (!good) complain(at(name), value, wanted);
-    return good;
-  }
-  template <typename Integer>
-  void read_integer(const std::string& path, const Json& value, Integer& out) {
-    using Limits = std::numeric_limits<Integer>;
-    bool good = value.is_number_integer();
-    if (good && value.is_number_unsigned())
-      good = std::in_range<Integer>(value.get<std::uint64_t>());
-    else if (good)
-      good = std::in_range<Integer>(value.get<std::int64_t>());
-    if (good)
-      out = value.get<Integer>();
-    else
-      complain(path, value, fmt::format("an integer from {} to {}", Limits::min(), Limits::max()));
-  }
-
-  const Json& json_;
-  std::string path_;
-  Status& status_;
-};
 
 MachineDevice read_device(const Json& json, const std::string& path, Status& status) {
   MachineDevice device;
@@ -158,7 +45,7 @@ MachineLink read_link(const Json& json, const std::string& path, Status& status)
                 "issue_batched_ns", "source", "ports"});
   reader.read("from", link.info.from);
   reader.read("to", link.info.to);
-  reader.read("kind", link.info.kind);
+  reader.read_name("kind", link.info.kind, kLinkKinds);
   reader.read("peer_access", link.info.peer_access);
   reader.read("bandwidth_bytes_per_s", link.info.bandwidth_bytes_per_s);
   reader.read("latency_ns", link.info.latency_ns);
@@ -204,19 +91,10 @@ Json device_json(const MachineDevice& device) {
           {"numa_node", device.info.numa_node}};
 }
 
-/// The library's own exception ends here and becomes a value.
-Result<Json> parse(std::string_view text) {
-  try {
-    return Json::parse(text, nullptr, /*allow_exceptions=*/true, /*ignore_comments=*/true);
-  } catch (const Json::parse_error& error) {
-    return fail(ErrorCode::malformed, fmt::format("not JSON: {}", error.what()));
-  }
-}
-
 }  // namespace
 
 Result<Machine> machine_from_json(std::string_view text) {
-  const Result<Json> json = parse(text);
+  const Result<Json> json = parse_json(text);
   if (!json) return tl::unexpected(json.error());
   Machine machine;
   Status status;
