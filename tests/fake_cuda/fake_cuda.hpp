@@ -152,7 +152,7 @@ struct Leaks {
   std::uint64_t handles = 0;        ///< of physical memory
   std::uint64_t mappings = 0;
   std::uint64_t reservations = 0;
-  std::uint64_t libraries = 0;
+  std::uint64_t libraries = 0;  ///< of kernels; not told of at exit, since who ends may keep them
 
   [[nodiscard]] std::uint64_t total() const {
     return streams + events + graphs + allocations + registrations + handles + mappings + reservations +
