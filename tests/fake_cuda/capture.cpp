@@ -34,20 +34,35 @@ void leave_capture(const std::shared_ptr<Capture>& capture) {
   std::erase(state().captures, capture);
 }
 
-/// All nodes of a graph, in an order that it allows, as one piece of work.
+/// All nodes of a graph as one piece of work, in any order that it allows.
 class GraphWork : public Work {
  public:
   explicit GraphWork(std::shared_ptr<const Graph> graph) : graph_(std::move(graph)) {}
 
   cudaError_t run(Lock& lock) const override {
-    for (const auto& node : graph_->nodes) {  // a node comes after those that it follows
-      const auto error = node.work->run(lock);
-      if (error != cudaSuccess) return error;
+    std::vector<bool> done(graph_->nodes.size(), false);
+    for (std::size_t left = done.size(); left > 0; --left) {
+      const auto node = choose(done);
+      if (const auto error = graph_->nodes[node].work->run(lock); error != cudaSuccess) return error;
+      done[node] = true;
     }
     return cudaSuccess;
   }
 
  private:
+  /// One of the nodes whose turn it is. There is one, since a node follows only such as were captured before
+  /// it.
+  [[nodiscard]] std::size_t choose(const std::vector<bool>& done) const {
+    std::vector<std::size_t> ready;
+    for (std::size_t i = 0; i < done.size(); ++i) {
+      const auto& after = graph_->nodes[i].after;
+      const bool is_ready =
+          std::all_of(after.begin(), after.end(), [&](std::size_t node) { return done[node]; });
+      if (!done[i] && is_ready) ready.push_back(i);
+    }
+    return ready[state().random() % ready.size()];
+  }
+
   std::shared_ptr<const Graph> graph_;
 };
 
@@ -114,6 +129,15 @@ cudaError_t refuse_legacy_in_capture(const Stream& stream) {
     invalidate(*other->capturing.capture);
     error = state().refuse(cudaErrorStreamCaptureImplicit,
                            "the legacy default stream during a capture that waits for it");
+  });
+  return error;
+}
+
+cudaError_t refuse_captured_device(int device, const char* function) {
+  auto error = cudaSuccess;
+  state().for_each_stream(device, [&](const StreamRef& stream) {
+    const auto refused = refuse_captured(stream->capturing, cudaErrorStreamCaptureUnsupported, function);
+    if (refused != cudaSuccess) error = refused;
   });
   return error;
 }

@@ -15,6 +15,9 @@ void invalidate(Capture& capture);
 /// `error` for asking after a stream or event that is being captured, which ends its capture.
 [[nodiscard]] cudaError_t refuse_captured(const CapturePlace& place, cudaError_t error, const char* function);
 
+/// The same for waiting for a whole device, one of whose streams is captured.
+[[nodiscard]] cudaError_t refuse_captured_device(int device, const char* function);
+
 /// The error for using the legacy default stream while a stream that waits for it is captured.
 [[nodiscard]] cudaError_t refuse_legacy_in_capture(const Stream& stream);
 

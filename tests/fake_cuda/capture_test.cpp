@@ -109,6 +109,47 @@ TEST_F(Captures, WaitingForACapturedStreamInvalidates) {
   EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(stream));
 }
 
+TEST_F(Captures, WaitingForADeviceWithACapturedStreamInvalidates) {
+  const TestStream stream(0);
+  begin(stream, cudaStreamCaptureModeRelaxed);
+  EXPECT_CUDA(cudaErrorStreamCaptureUnsupported, cudaDeviceSynchronize());
+  expect_invalidated(stream);
+  EXPECT_CUDA(cudaSuccess, cudaDeviceSynchronize());
+}
+
+TEST_F(Captures, BranchesOfAGraphHaveNoOrder) {
+  const TestMemory memory(0, 4096);
+  const TestStream origin(0);
+  const TestStream branch(0);
+  const TestEvent fork(0);
+  const TestEvent join(0);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  begin(origin);
+  ASSERT_CUDA(cudaSuccess, cudaEventRecord(fork, origin));
+  ASSERT_CUDA(cudaSuccess, cudaStreamWaitEvent(branch, fork, 0));
+  ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get(), 0, 8, branch));
+  ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get(), 1, 8, origin));
+  ASSERT_CUDA(cudaSuccess, cudaEventRecord(join, branch));
+  ASSERT_CUDA(cudaSuccess, cudaStreamWaitEvent(origin, join, 0));
+  ASSERT_CUDA(cudaSuccess, cudaMemsetAsync(memory.get() + 1, 7, 1, origin));  // after both, always
+  ASSERT_CUDA(cudaSuccess, cudaStreamEndCapture(origin, &graph));
+  ASSERT_CUDA(cudaSuccess, cudaGraphInstantiate(&executable, graph, 0));
+  bool seen[2] = {};
+  for (int i = 0; i < 100 && !(seen[0] && seen[1]); ++i) {
+    ASSERT_CUDA(cudaSuccess, cudaGraphLaunch(executable, origin));
+    ASSERT_CUDA(cudaSuccess, cudaStreamSynchronize(origin));
+    unsigned char found[2] = {};
+    ASSERT_TRUE(read(memory.get(), found, 2));
+    ASSERT_LT(found[0], 2);
+    seen[found[0]] = true;
+    EXPECT_EQ(found[1], 7);
+  }
+  EXPECT_TRUE(seen[0] && seen[1]);
+  EXPECT_CUDA(cudaSuccess, cudaGraphExecDestroy(executable));
+  EXPECT_CUDA(cudaSuccess, cudaGraphDestroy(graph));
+}
+
 TEST_F(Captures, AskingForACapturedEventInvalidates) {
   const TestStream stream(0);
   const TestEvent event(0);

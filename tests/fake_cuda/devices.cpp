@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "fake_cuda/call.hpp"
+#include "fake_cuda/capture.hpp"
 #include "fake_cuda/machine.hpp"
 
 namespace harvest::fake_cuda::internal {
@@ -47,7 +48,7 @@ cudaDeviceProp properties(int number) {
   prop.streamPrioritiesSupported = 1;
   prop.canUseHostPointerForRegisteredMem = 1;
   prop.hostRegisterSupported = 1;
-#if CUDART_VERSION >= 12090
+#if CUDART_VERSION >= 13000
   prop.hostNumaId = device.numa_node;
 #endif
   return prop;
@@ -243,8 +244,10 @@ cudaError_t cudaDriverGetVersion(int* version) {
 }
 
 cudaError_t cudaDeviceSynchronize() {
-  return runtime_call("cudaDeviceSynchronize", kContext | kUnsafeInCapture, [&](Lock& lock) {
+  return runtime_call("cudaDeviceSynchronize", kContext | kUnsafeInCapture, [&](Lock& lock) -> cudaError_t {
     const int device = this_thread().device;
+    if (const auto error = refuse_captured_device(device, "cudaDeviceSynchronize"); error != cudaSuccess)
+      return error;
     state().synchronise_device(lock, device);
     return health(device);
   });

@@ -137,10 +137,8 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
   return ask_event("cudaEventSynchronize", handle, [](Lock& lock, const Event& event) -> cudaError_t {
-    const int device = event.device;
-    const auto completion = event.record;
-    state().wait_on_host(lock, completion);
-    return health(device);
+    state().wait_on_host(lock, event.record);
+    return health(event.device);
   });
 }
 

@@ -9,8 +9,23 @@
 
 /// A CUDA runtime and an NVML for machines without a GPU. The shared library has the soname and the symbols
 /// of the real runtime, so the unchanged CUDA backend runs on it; it holds real bytes, runs streams on
-/// threads, and enforces CUDA's rules (docs: FACTS section 1) more strictly than GPUs do: what CUDA leaves to
-/// chance fails here.
+/// threads, and enforces CUDA's rules, more strictly than GPUs do: what CUDA leaves to chance fails here, or
+/// comes out either way.
+///
+///  1  memory that is unmapped or freed under running or queued work is an illegal access, which poisons the
+///  context 2  physical memory returns with its last mapping, reference and exported descriptor, whoever has
+///  that 3  the virtual memory's granularity, offset 0, whole mappings, access anew after each map 7  the
+///  number of peers, one-directional access, no link of a device to itself 8  paths that corrupt silently,
+///  where the test wants it; copies without access are staged through the host
+/// 10  batches: their streams, their source access order, no order inside
+/// 11  no batch in a capture; and CUDA's other rules of captures
+/// 12  a batch's arrays are read when it runs
+/// 13  event and stream of a record are of one device
+/// 14  host functions call no CUDA function, and do not run after an error
+/// 20  MIG instances: no peers, nothing for other processes
+///
+/// Besides: copies stay within one allocation or registration and go only where the device may, handles are
+/// valid, sticky errors stay, and who leaks is told so.
 ///
 /// A program gets it with `harvest_use_fake_cuda(target)` of this folder's CMakeLists.txt. The machine comes
 /// from `reset`, or at the first CUDA call from the environment:
@@ -137,7 +152,7 @@ struct Leaks {
   std::uint64_t handles = 0;        ///< of physical memory
   std::uint64_t mappings = 0;
   std::uint64_t reservations = 0;
-  std::uint64_t libraries = 0;
+  std::uint64_t libraries = 0;  ///< of kernels; not told of at exit, since who ends may keep them
 
   [[nodiscard]] std::uint64_t total() const {
     return streams + events + graphs + allocations + registrations + handles + mappings + reservations +

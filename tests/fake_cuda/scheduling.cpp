@@ -105,7 +105,7 @@ CompletionRef State::enqueue(const StreamRef& stream, WorkRef work, std::vector<
   return completion;
 }
 
-void State::wait_on_host(Lock& lock, const CompletionRef& completion) {
+void State::wait_on_host(Lock& lock, CompletionRef completion) {  // NOLINT: its owner may go on to another
   if (completion == nullptr) return;
   host_wake.wait(lock, [&] { return completion->done || shut_down; });
   acquire_edge(completion.get());

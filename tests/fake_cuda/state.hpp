@@ -168,7 +168,7 @@ class State {
   [[nodiscard]] cudaError_t submit(const StreamRef& stream, WorkRef work);
   /// Appends, whatever is captured; the completion is that of the work.
   CompletionRef enqueue(const StreamRef& stream, WorkRef work, std::vector<CompletionRef> after = {});
-  void wait_on_host(Lock& lock, const CompletionRef& completion);
+  void wait_on_host(Lock& lock, CompletionRef completion);
   void synchronise_device(Lock& lock, int device);
   void for_each_stream(int device, const std::function<void(const StreamRef&)>& visit);
   /// Ends all workers, work or not. False where one did not end in time: it is in a host function of the
