@@ -70,7 +70,9 @@ struct Route {
   friend bool operator==(const Route&, const Route&) = default;
 };
 
-/// One contiguous run of a batch.
+/// One contiguous run of a batch, inside of one allocation at either end. A backend may merge runs that
+/// follow each other; who gives them may not, as neighbours can be of two allocations, over whose seam no
+/// copy may go.
 struct Copy {
   std::byte* destination = nullptr;
   const std::byte* source = nullptr;

@@ -52,7 +52,6 @@ struct CacheStats {
   std::uint64_t fetches = 0;                          ///< batches
   std::uint64_t fetched_items = 0;                    ///< items that were served
   std::array<std::uint64_t, kTiers> fetched_bytes{};  ///< by the Tier that served
-  std::uint64_t fetch_copies = 0;                     ///< copies submitted for them, after merging
   std::uint64_t fetch_fallbacks = 0;                  ///< items served from a lower tier after a failed copy
   std::uint64_t failed_copies = 0;                    ///< of any kind, at submission or in flight
 

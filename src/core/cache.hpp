@@ -359,7 +359,6 @@ class Cache {
   struct FetchCounters {
     std::atomic<std::uint64_t> fetches{0};
     std::atomic<std::uint64_t> items{0};
-    std::atomic<std::uint64_t> copies{0};
     std::atomic<std::uint64_t> fallbacks{0};
     std::array<std::atomic<std::uint64_t>, kTiers> bytes{};
   };

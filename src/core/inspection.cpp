@@ -37,7 +37,6 @@ CacheStats Cache::stats() const {
   stats.reads += stats.misses;
   stats.fetches = fetched_.fetches.load(std::memory_order_relaxed);
   stats.fetched_items = fetched_.items.load(std::memory_order_relaxed);
-  stats.fetch_copies = fetched_.copies.load(std::memory_order_relaxed);
   stats.fetch_fallbacks = fetched_.fallbacks.load(std::memory_order_relaxed);
   stats.failed_copies = copies_in_trouble_.load(std::memory_order_relaxed);
   stats.objects = table_.size();

@@ -255,7 +255,8 @@ void Cache::balance(Reader& reader, std::span<FetchItem> items) {
 }
 
 void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending) {
-  // By source: the host first, since it may begin on the side stream; by address, so that runs merge.
+  // By source: the host first, since it may begin on the side stream; by address, so that a backend can merge
+  // neighbours. It alone knows where an allocation ends, over whose end no copy may go.
   std::sort(reader.items.begin(), reader.items.end(), [](const Reader::Item& a, const Reader::Item& b) {
     return a.device != b.device ? a.device < b.device : a.source < b.source;
   });
@@ -321,20 +322,11 @@ Status Cache::submit_group(Reader& reader, std::span<const Reader::Item> group,
   reader.copies.clear();
   for (const Reader::Item& entry : group) {
     const FetchItem& item = items[entry.index];
-    auto* destination = static_cast<std::byte*>(item.destination);
-    if (!reader.copies.empty()) {
-      harvest::Copy& last = reader.copies.back();
-      if (last.source + last.bytes == entry.source && last.destination + last.bytes == destination) {
-        last.bytes += item.bytes;
-        continue;
-      }
-    }
-    reader.copies.push_back({destination, entry.source, item.bytes});
+    reader.copies.push_back({static_cast<std::byte*>(item.destination), entry.source, item.bytes});
   }
   const DeviceId source = group.front().device;
   Status status = backend_.copy(stream, {source, config_.consumer}, reader.copies);
   if (!status) return status;
-  fetched_.copies.fetch_add(reader.copies.size(), std::memory_order_relaxed);
   watch(reader, stream, source, ending);
   return {};
 }
@@ -385,7 +377,6 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
       item.generation = object.generation.load(std::memory_order_relaxed);
       if (pinned.pending && ending != nullptr) ending->early.push_back(&item);
       fetched_.fallbacks.fetch_add(1, std::memory_order_relaxed);
-      fetched_.copies.fetch_add(1, std::memory_order_relaxed);
       watch(reader, stream, device, ending);
     } else if (!fits) {
       item.outcome = ErrorCode::invalid_argument;

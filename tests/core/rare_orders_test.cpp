@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "backend/forwarding_backend.hpp"
 #include "core/world.hpp"
 
 /// Orders of events that are rare, and that once went wrong.
@@ -44,6 +45,44 @@ TEST(ReclaimTest, WhatStaysInAFencedSegmentMovesWhenItsReclaimIsOver) {
   EXPECT_EQ(world.fetch(4, 1, small), Tier::peer);
   EXPECT_EQ(world.count(CacheEvent::Kind::spilled), 1U) << "moved once, and linked";
   EXPECT_EQ(world.backend->mapped_bytes(1), small) << "the fenced segment went back";
+}
+
+/// Keeps what it is asked to copy.
+class RecordingBackend final : public test::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  Status copy(StreamId stream, Route route, std::span<const Copy> copies) override {
+    runs.insert(runs.end(), copies.begin(), copies.end());
+    return inner_.copy(stream, route, copies);
+  }
+  std::vector<Copy> runs;
+};
+
+/// Two allocations of the caller's may lie side by side, and a driver refuses a copy over their seam.
+TEST(FetchTest, EachRunIsOfOneObjectThoughItsNeighbourFollows) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("2xh100-nvl")));
+  RecordingBackend backend(*machine);
+  PeerCacheConfig config = small_config();
+  config.peer_budget_bytes = 0;
+  const auto cache = std::move(*PeerCache::create(backend, config));
+  const std::vector<std::byte> two = content(1, 1, 2 * MiB);
+  ASSERT_TRUE(cache->put(1, two.data(), MiB, backed_by(Backing::external_host)));
+  ASSERT_TRUE(cache->put(2, two.data() + MiB, MiB, backed_by(Backing::external_host)));
+  const StreamId stream = *backend.create_stream(0);
+  std::byte* staging = *backend.map_segment(0, 2 * MiB, {});
+  std::vector<FetchItem> items(2);
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    items[i].key = i + 1;
+    items[i].destination = staging + i * MiB;
+    items[i].capacity_bytes = MiB;
+  }
+  backend.runs.clear();
+  ASSERT_TRUE(cache->fetch_and_wait(items, stream));
+  ASSERT_EQ(backend.runs.size(), 2U);
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(backend.runs[i].source, two.data() + i * MiB);
+    EXPECT_EQ(backend.runs[i].bytes, MiB);
+  }
 }
 
 }  // namespace
