@@ -29,8 +29,8 @@
 namespace harvest {
 
 struct CudaOptions {
-  /// CUDA's numbers of the GPUs to use, at most 64; they become devices 0, 1, ... in this order. Empty: all.
-  /// A GPU that is named twice is two devices with one memory: loopback, for machines with one GPU.
+  /// CUDA's numbers of the GPUs to use, at most 64 and none twice; they become devices 0, 1, ... in this
+  /// order. Empty: all.
   std::vector<int> gpus{};
   /// What `harvest bench calibrate` wrote: which copies go by which way. Empty: the file of this user, see
   /// `cuda_calibration_file`; where there is none, defaults.
@@ -45,7 +45,8 @@ struct CudaOptions {
 
 /// Errors: not_supported (this build has no CUDA backend), unavailable (no driver, no GPU, or one that does
 /// not answer: the message is CUDA's own), not_found (a GPU that is not there, a calibration file that was
-/// named and is not there), invalid_argument (too many GPUs), out_of_memory, malformed (the calibration).
+/// named and is not there), invalid_argument (too many GPUs, or one twice), out_of_memory, malformed (the
+/// calibration).
 [[nodiscard]] Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options = {});
 
 /// Where this user's calibration is kept: `harvest/calibration.json` in $XDG_CACHE_HOME, or in ~/.cache.

@@ -120,19 +120,6 @@ TEST(CudaMachine, InstancesOfAGpuReachNoPeer) {
   EXPECT_TRUE(link_of(*backend, 0, kHost).peer_access);
 }
 
-TEST(CudaMachine, OneGpuTwiceIsLoopback) {
-  const FakeMachine machine(machine_of(1));
-  CudaOptions options = plain_options();
-  options.gpus = {0, 0};
-  const auto backend = make_backend(options);
-  EXPECT_TRUE(link_of(*backend, 0, 1).peer_access);
-  EXPECT_EQ(link_of(*backend, 0, 1).kind, LinkKind::same_device);
-  const DeviceId readers[] = {0, 1};
-  std::byte* segment = backend->map_segment(1, 4 * kMiB, readers).value();
-  EXPECT_EQ(backend->query_memory(0)->free_bytes, backend->query_memory(1)->free_bytes);
-  EXPECT_TRUE(backend->unmap_segment(segment));
-}
-
 // --- copies -----------------------------------------------------------------------------------------------
 
 TEST(CudaCopies, AreStagedWhereTheReaderCannotReach) {

@@ -31,6 +31,13 @@ TEST(CudaErrors, WithoutAGpuThereIsNoBackend) {
   EXPECT_THAT(made.error().message, HasSubstr("cudaErrorNoDevice"));
 }
 
+TEST(CudaErrors, MoreGpusThanTheLimitAreRefused) {
+  const FakeMachine machine(machine_of(65, 64 * kMiB));
+  const auto made = make_cuda_backend(plain_options());
+  ASSERT_EQ(code_of(made), ErrorCode::invalid_argument);
+  EXPECT_THAT(made.error().message, HasSubstr("65 GPUs, the limit is 64"));
+}
+
 TEST(CudaErrors, AGpuThatIsNotThereIsNotFound) {
   const FakeMachine machine(machine_of(2));
   CudaOptions options = plain_options();
@@ -40,8 +47,10 @@ TEST(CudaErrors, AGpuThatIsNotThereIsNotFound) {
     ASSERT_EQ(code_of(made), ErrorCode::not_found);
     EXPECT_THAT(made.error().message, HasSubstr(std::to_string(gpu)));
   }
-  options.gpus.assign(65, 0);
-  EXPECT_EQ(code_of(make_cuda_backend(options)), ErrorCode::invalid_argument);
+  options.gpus = {1, 1};
+  const auto twice = make_cuda_backend(options);
+  ASSERT_EQ(code_of(twice), ErrorCode::invalid_argument);
+  EXPECT_THAT(twice.error().message, HasSubstr("GPU 1 is named twice"));
   options = plain_options();
   options.calibration_file = "/there/is/no/such/file";
   EXPECT_EQ(code_of(make_cuda_backend(options)), ErrorCode::not_found);

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <harvest/loopback.hpp>
 #include "backend/backend_laws_suite.hpp"
+
+#include <utility>
+
 #include "backend/checked.hpp"
 #include "cuda/fake_machine.hpp"
 
@@ -45,8 +49,14 @@ std::vector<BackendEntry> entries() {
   options = plain_options();
   options.gpus = {1, 0};
   add("2_in_another_order", machine_of(3), options);
-  options.gpus = {0, 0};
-  add("1_twice", machine_of(1, 1024 * kMiB), options);
+  all.push_back({"cuda_1_in_loopback", [] {
+                   Subject subject = subject_on(machine_of(1, 1024 * kMiB), plain_options());
+                   auto below = std::make_shared<std::pair<std::shared_ptr<void>, std::unique_ptr<Backend>>>(
+                       std::move(subject.keeps_alive), std::move(subject.backend));
+                   subject.backend = make_loopback_backend(*below->second).value();
+                   subject.keeps_alive = std::move(below);
+                   return subject;
+                 }});
   fake::MachineDescription without_virtual_memory = machine_of(2);
   for (fake::DeviceDescription& device : without_virtual_memory.devices) device.virtual_memory = false;
   add("2_without_virtual_memory", without_virtual_memory, plain_options());

@@ -75,7 +75,6 @@ Result<Described> describe(Gpus& gpus, DeviceId device) {
   found.info.total_bytes = *total_bytes;
   found.info.copy_engines = static_cast<std::uint32_t>(std::max(properties.asyncEngineCount, 1));
   found.info.numa_node = numa_node_of(*bus_id);
-  found.facts.ordinal = ordinal;
   found.facts.bus_id = *bus_id;
   found.facts.compute_major = properties.major;
   // Kilohertz, bits, and two transfers a cycle.
@@ -137,9 +136,13 @@ Result<std::vector<int>> choose_gpus(const std::vector<int>& asked) {
     ordinals.resize(static_cast<std::size_t>(count));
     std::iota(ordinals.begin(), ordinals.end(), 0);
   }
-  for (const int ordinal : ordinals)
+  for (const int ordinal : ordinals) {
     if (ordinal < 0 || ordinal >= count)
       return fail(ErrorCode::not_found, fmt::format("no GPU {}; CUDA shows {}", ordinal, count));
+    if (std::count(ordinals.begin(), ordinals.end(), ordinal) > 1)
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("GPU {} is named twice; make_loopback_backend shows one GPU as two", ordinal));
+  }
   if (ordinals.size() > Gpus::kMax)
     return fail(ErrorCode::invalid_argument,
                 fmt::format("{} GPUs, the limit is {}", ordinals.size(), Gpus::kMax));

@@ -39,12 +39,8 @@ Status Gpus::check(DeviceId device) const {
 }
 
 void Gpus::lose(DeviceId device, std::string_view why) {
-  // Devices that are one GPU share its context.
-  for (std::size_t i = 0; i < ordinals_.size(); ++i) {
-    if (ordinals_[i] != ordinal(device)) continue;
-    if (!lost_[i].exchange(true, std::memory_order_acq_rel))
-      log().error("device {} (CUDA's GPU {}) is lost to this process: {}", i, ordinals_[i], why);
-  }
+  if (!lost_[static_cast<std::size_t>(device)].exchange(true, std::memory_order_acq_rel))
+    log().error("device {} (CUDA's GPU {}) is lost to this process: {}", device, ordinal(device), why);
 }
 
 bool Gpus::find_lost(std::span<const DeviceId> devices) {

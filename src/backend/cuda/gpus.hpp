@@ -21,7 +21,7 @@ namespace harvest::cuda {
 /// Thread-safe. Checks cost one load.
 class Gpus {
  public:
-  /// CUDA's numbers; at most `kMax`. One that is named twice is two devices.
+  /// CUDA's numbers; at most `kMax`, none twice.
   static constexpr std::size_t kMax = 64;
   explicit Gpus(std::vector<int> ordinals);
 

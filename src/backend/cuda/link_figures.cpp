@@ -91,12 +91,12 @@ LinkInfo link(DeviceId from, DeviceId to, bool access, const Rate& rate, const D
           .source = rate.source};
 }
 
-LinkInfo link_to_itself(DeviceId gpu, DeviceId other, const GpuFacts& facts) {
+LinkInfo link_to_itself(DeviceId gpu, const GpuFacts& facts) {
   const bool known = facts.memory_bytes_per_s > 0;
   const Rate rate{LinkKind::same_device, (known ? facts.memory_bytes_per_s : 1e12) * kMemoryPart,
                   known ? "nominal: 45 % of its memory's rate, since each byte is read and written"
                         : "assumed: 450 GB/s"};
-  return link(gpu, other, true, rate, kLocalDelays);
+  return link(gpu, gpu, true, rate, kLocalDelays);
 }
 
 LinkInfo link_between(DeviceId from, DeviceId to, const GpuFacts& source, const GpuFacts& target,
@@ -118,8 +118,8 @@ std::vector<LinkInfo> nominal_links(std::span<const GpuFacts> gpus,
     const auto from = static_cast<DeviceId>(i);
     for (std::size_t j = 0; j < gpus.size(); ++j) {
       const auto to = static_cast<DeviceId>(j);
-      if (gpus[i].ordinal == gpus[j].ordinal)
-        links.push_back(link_to_itself(from, to, gpus[i]));
+      if (i == j)
+        links.push_back(link_to_itself(from, gpus[i]));
       else
         links.push_back(link_between(from, to, gpus[i], gpus[j], pair(from, to)));
     }

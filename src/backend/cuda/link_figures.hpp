@@ -17,7 +17,6 @@
 namespace harvest::cuda {
 
 struct GpuFacts {
-  int ordinal = 0;                ///< devices of one number are one GPU
   std::string bus_id;             ///< normal, see `normal_bus_id`
   int compute_major = 0;          ///< of the compute capability: says the generation
   double memory_bytes_per_s = 0;  ///< of its own memory, reads and writes together; 0 if not known

@@ -149,12 +149,7 @@ Result<std::byte*> Segments::map_virtual(Segment& segment, std::span<const Devic
 Status Segments::set_access(CUdeviceptr address, const Segment& segment, std::span<const DeviceId> readers) {
   std::vector<CUmemAccessDesc> access;
   const auto add = [&](DeviceId gpu) {
-    const CUmemLocation location{CU_MEM_LOCATION_TYPE_DEVICE, gpus_.ordinal(gpu)};
-    // Devices that are one GPU have one entry.
-    const bool is_there = std::any_of(access.begin(), access.end(), [&](const CUmemAccessDesc& entry) {
-      return entry.location.id == location.id;
-    });
-    if (!is_there) access.push_back({location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
+    access.push_back({{CU_MEM_LOCATION_TYPE_DEVICE, gpus_.ordinal(gpu)}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE});
   };
   add(segment.device);
   for (const DeviceId reader : readers) add(reader);
@@ -197,7 +192,6 @@ Result<std::byte*> Segments::allocate(const Segment& segment, std::span<const De
 
 Status Segments::enable_peer_access(DeviceId reader, DeviceId owner) {
   const std::pair pair{gpus_.ordinal(reader), gpus_.ordinal(owner)};
-  if (pair.first == pair.second) return {};
   const MutexLock lock(peers_mutex_);
   if (peers_.contains(pair)) return {};
   const DeviceGuard guard(pair.first);
