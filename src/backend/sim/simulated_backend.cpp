@@ -181,6 +181,23 @@ Result<Range*> Simulation::claim(const std::byte* address, std::uint64_t bytes, 
   return place->range;
 }
 
+/// The last run becomes a part of the one before it where it follows that at both ends, inside of one range
+/// at each: as any planner of copies does.
+void Simulation::merge_last(Work& work) {
+  if (work.copies.size() < 2) return;
+  const PlacedCopy& last = work.copies.back();
+  PlacedCopy& before = work.copies[work.copies.size() - 2];
+  const bool same_ranges = last.source != nullptr && last.source == before.source &&
+                           last.destination != nullptr && last.destination == before.destination;
+  if (!same_ranges || before.copy.source + before.copy.bytes != last.copy.source ||
+      before.copy.destination + before.copy.bytes != last.copy.destination)
+    return;
+  before.copy.bytes += last.copy.bytes;
+  for (Range* range : {last.source, last.destination})  // which `before` holds for both
+    range->unfinished_work.fetch_sub(1, std::memory_order_relaxed);
+  work.copies.pop_back();
+}
+
 Status Simulation::place(Work& work, Route route, std::span<const Copy> copies) const {
   std::uint64_t trace = static_cast<std::uint64_t>(Call::copy);
   for (const Copy& copy : copies) {
@@ -196,6 +213,7 @@ Status Simulation::place(Work& work, Route route, std::span<const Copy> copies) 
     placed.destination = *destination;
     work.bytes += copy.bytes;
     trace = mix(trace, copy.bytes);
+    merge_last(work);
   }
   if (info_.virtual_time) engine_->note(trace);
   return {};

@@ -99,6 +99,7 @@ class Simulation final : public SimulatedBackend {
   [[nodiscard]] Status check_map(DeviceId device, std::uint64_t bytes,
                                  std::span<const DeviceId> readers) const;
   [[nodiscard]] Result<std::uint32_t> usable_link(StreamId stream, Route route) const;
+  static void merge_last(Work& work);
   [[nodiscard]] Status place(Work& work, Route route, std::span<const Copy> copies) const;
   [[nodiscard]] Result<Range*> claim(const std::byte* address, std::uint64_t bytes, DeviceId device,
                                      std::uint64_t& trace) const;
