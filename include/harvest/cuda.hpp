@@ -13,8 +13,9 @@
 /// A `cudaStream_t` goes into `Backend::wrap_stream` as it is, and outlives what the backend is asked about
 /// it; its work is over before the backend ends. Null and `cudaStreamLegacy` are taken for the legacy default
 /// stream: work on it waits for all blocking streams of the device and holds them up, and its copies go one
-/// by one, since CUDA has no batches on it. Streams of this backend are non-blocking. They order GPU work as
-/// CUDA does; memory of this backend can be given to kernels and to every CUDA call.
+/// by one, since CUDA has no batches on it. `cudaStreamPerThread` is refused, as it names another stream in
+/// each thread. Streams of this backend are non-blocking. They order GPU work as CUDA does; memory of this
+/// backend can be given to kernels and to every CUDA call.
 ///
 /// Nothing here changes the calling thread's current device, disturbs a capture that somebody else has under
 /// way, or leaves an error for the next `cudaGetLastError`. Copies may be given to a stream that is being
@@ -45,8 +46,8 @@ struct CudaOptions {
 
 /// Errors: not_supported (this build has no CUDA backend), unavailable (no driver, no GPU, or one that does
 /// not answer: the message is CUDA's own), not_found (a GPU that is not there, a calibration file that was
-/// named and is not there), invalid_argument (too many GPUs, or one twice), out_of_memory, malformed (the
-/// calibration).
+/// named and is not there), malformed (one that was named and is none; the user's own is left out then, with
+/// a warning), invalid_argument (too many GPUs, or one twice), out_of_memory.
 [[nodiscard]] Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options = {});
 
 /// Where this user's calibration is kept: `harvest/calibration.json` in $XDG_CACHE_HOME, or in ~/.cache.

@@ -186,7 +186,8 @@ class PeerCache {
   /// Errors: invalid_argument (names the field, value and limit), not_found (device, policy).
   [[nodiscard]] static Result<std::unique_ptr<PeerCache>> create(Backend& backend, PeerCacheConfig config);
 
-  /// Waits for its GPU work and gives all memory back. Requires: no lease is held, no call is running.
+  /// Waits for its GPU work and gives all memory back. Requires: no lease is held, no call is running,
+  /// no stream that read from it is being captured.
   ~PeerCache();
   PeerCache(const PeerCache&) = delete;
   PeerCache& operator=(const PeerCache&) = delete;

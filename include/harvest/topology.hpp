@@ -45,7 +45,7 @@ struct PeerRank {
 class Topology {
  public:
   /// Reads devices and links and, if `verify`, sends a pattern over every path and compares it: peer
-  /// access is a claim, and some machines corrupt silently (FACTS rule 8). Where the backend holds no
+  /// access is a claim, and some machines corrupt silently (docs/cuda.md, rule 8). Where the backend holds no
   /// bytes the paths stay `untested`. Blocks for about 1 ms a path; needs 2 MiB free on each device.
   /// A path or device that fails is marked, not an error. `verdicts` stand in the place of tests.
   /// Errors: invalid_argument (no GPU at all), not_found (a verdict on a path that is not there).

@@ -232,7 +232,8 @@ void print_summary(const DemoWorld& world, const Story& story) {
       return fmt::format("{}", figures.served[static_cast<std::size_t>(tier)]);
     };
     bytes += figures.bytes;
-    const bool moved = figures.duration_ns > 0;
+    const bool moved =
+        figures.served[static_cast<std::size_t>(Tier::local)] * DemoWorld::kExpertBytes < figures.bytes;
     table.add({step.name, served(Tier::local), served(Tier::peer), served(Tier::host),
                format_bytes(figures.bytes), moved ? format_ns(static_cast<double>(figures.duration_ns)) : "-",
                moved ? format_bandwidth(bandwidth_of(figures)) : "in place",

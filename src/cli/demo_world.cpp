@@ -37,7 +37,10 @@ Result<bench::MeasuredMachine> open_machine(const bench::MachineChoice& choice) 
   const bool chosen = !choice.system.empty() || choice.loopback;
   auto machine = bench::MeasuredMachine::open(choice);
   if (chosen) return machine;
-  if (!machine) return bench::MeasuredMachine::open({.system = kWithoutGpu});
+  if (!machine) {
+    fmt::print(stderr, "harvest demo: {}\n", machine.error().message);
+    return bench::MeasuredMachine::open({.system = kWithoutGpu});
+  }
   if (machine->best_peer(0)) return machine;
   bench::MachineChoice loopback;
   loopback.loopback = true;

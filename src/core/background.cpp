@@ -103,7 +103,7 @@ void Cache::lose_unwritten(Object& object) {
 /// How did the fetches end that nobody waited for?
 void Cache::hear_of_fetches() {
   for (Reader& reader : readers_) {
-    MutexLock lock(reader.mutex);
+    if (!reader.mutex.try_lock()) continue;  // one is being submitted: the next poll hears of those before it
     std::erase_if(reader.watches, [&](const Reader::Watch& watch) {
       const EventState state = backend_.query_event(watch.event);
       if (state == EventState::pending) return false;
@@ -111,6 +111,7 @@ void Cache::hear_of_fetches() {
       backend_.release_event(watch.event);
       return true;
     });
+    reader.mutex.unlock();
   }
 }
 

@@ -13,6 +13,8 @@ namespace harvest::core {
 namespace {
 
 constexpr std::uint64_t kSegmentsInSmallPool = 8;
+constexpr TimeNs kLastPatienceNs = 1'000'000'000;
+constexpr TimeNs kLastPauseNs = 100'000;
 
 /// Segment sizes for a pool: what the configuration says, but a small budget is cut into several.
 memory::PoolConfig pool_config(DeviceId device, std::uint64_t budget_bytes, std::uint64_t min_bytes,
@@ -170,6 +172,10 @@ Cache::~Cache() {
 }
 
 void Cache::drain_everything() {
+  const auto leased = [&]() HARVEST_REQUIRES(control_) {
+    return std::any_of(leaving_.begin(), leaving_.end(),
+                       [](const CopyRef& ref) { return pins(*ref.object, ref.tier) != 0; });
+  };
   wishes_.clear();
   while (!fills_.empty()) {
     backend_.wait_event(fills_.front().done, kNever);
@@ -179,9 +185,14 @@ void Cache::drain_everything() {
     if (object.linked) retire(object, DropReason::erased);
   });
   finish_all_leaving();
-  const bool leased = std::any_of(leaving_.begin(), leaving_.end(),
-                                  [](const CopyRef& ref) { return pins(*ref.object, ref.tier) != 0; });
-  HARVEST_ASSERT(!leased, "a cache may only end when no lease is held");
+  // A stream that read from here may have no event to give yet.
+  const TimeNs give_up_ns = backend_.now_ns() + kLastPatienceNs;
+  while (!leaving_.empty() && !leased() && backend_.now_ns() < give_up_ns) {
+    backend_.sleep_until(backend_.now_ns() + kLastPauseNs);
+    finish_all_leaving();
+  }
+  HARVEST_ASSERT(!leased(), "a cache may only end when no lease is held");
+  HARVEST_ASSERT(leaving_.empty(), "a cache may only end when no stream that read from it is being captured");
   const auto drain = [&](memory::Pool& pool) {
     while (pool.oldest_event() != EventId::none) {
       backend_.wait_event(pool.oldest_event(), kNever);

@@ -251,6 +251,7 @@ class Cache {
   void drop_copy(Object& object, Tier tier, DropReason reason) HARVEST_REQUIRES(control_);
   bool finish_leaving(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   [[nodiscard]] Result<EventId> record_apart(StreamId stream);
+  [[nodiscard]] Result<EventId> try_record_apart(StreamId stream);
   [[nodiscard]] std::optional<std::vector<EventId>> events_of_users(const Object& object)
       HARVEST_REQUIRES(control_);
   void wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events)

@@ -276,9 +276,10 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
       for (const Reader::Item& entry : group)
         serve_from_next_tier(reader, items[entry.index], entry.tier, stream, ending);
     } else if (on_side) {
-      if (const auto event = backend_.record_event(side)) {
+      if (const auto event = record_surely(backend_, side)) {
         joined = *event;
       } else {  // without the join the caller's stream would not wait for these bytes
+        static_cast<void>(reader_of(side));  // so that its number is known
         for (const Reader::Item& entry : group) {
           mark_used_by(*entry.object, side);  // whose copies nobody waits for now
           items[entry.index].served = Tier::none;

@@ -347,13 +347,23 @@ Result<EventId> Cache::record_apart(StreamId stream) {
   return backend_.record_event(stream);
 }
 
+/// The same, unless a fetch is being submitted there, which may wait for a driver: nobody waits for it under
+/// the control lock. Errors: busy, then.
+Result<EventId> Cache::try_record_apart(StreamId stream) {
+  Mutex& mutex = reader_of(stream).mutex;
+  if (!mutex.try_lock()) return fail(ErrorCode::busy, "a fetch is being submitted on this stream");
+  Result<EventId> event = backend_.record_event(stream);
+  mutex.unlock();
+  return event;
+}
+
 /// One event on each stream that was given work on the object; nothing if some could not be had now.
 std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object) {
   std::vector<EventId> events;
   bool all = true;
   const auto add = [&](std::uint32_t stream) HARVEST_REQUIRES(control_) {
     if (forgotten_streams_.contains(stream)) return;  // its work was waited for then
-    const auto event = record_apart(static_cast<StreamId>(stream));
+    const auto event = try_record_apart(static_cast<StreamId>(stream));
     if (event) {
       events.push_back(*event);
       return;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -36,9 +37,10 @@ class MeetingBackend final : public test::ForwardingBackend {
       changed_.notify_all();
     });
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, std::chrono::milliseconds(100), [this] { return done_; });
+    changed_.wait_for(lock, patience_, [this] { return done_; });
     return status;
   }
+  void be_patient_for(std::chrono::milliseconds patience) { patience_ = patience; }
   void join() { thread_.join(); }
 
  private:
@@ -48,7 +50,43 @@ class MeetingBackend final : public test::ForwardingBackend {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool done_ = false;
+  std::chrono::milliseconds patience_{100};
 };
+
+/// A driver may hold the caller of a copy for as long as the stream's earlier work takes. A fetch that is
+/// held so holds nobody else: polls and erasures go on.
+TEST(HeldFetchTest, HoldsNeitherPollsNorErasures) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("2xh100-nvl")));
+  MeetingBackend backend(*machine);
+  PeerCacheConfig config = small_config();
+  config.peer_budget_bytes = 0;
+  const auto cache = std::move(*PeerCache::create(backend, config));
+  const std::vector<std::byte> source = content(1, 1, MiB);
+  for (std::uint64_t key = 1; key <= 2; ++key) ASSERT_TRUE(cache->put(key, source.data(), MiB));
+  const StreamId stream = *backend.create_stream(0);
+  FetchItem item;
+  item.key = 1;
+  item.destination = *backend.map_segment(0, 2 * MiB, {});
+  item.capacity_bytes = MiB;
+  FetchItem other = item;
+  other.key = 2;
+  ASSERT_TRUE(cache->fetch_and_wait({&other, 1}, stream))
+      << "so that the end of object 2 is tied to the stream";
+
+  std::atomic<bool> went_on{false};
+  backend.after_next_copy(stream, [&] {
+    cache->poll();
+    EXPECT_TRUE(cache->erase(2));
+    cache->poll();
+    went_on = true;
+  });
+  backend.be_patient_for(std::chrono::seconds(20));
+  ASSERT_TRUE(cache->fetch({&item, 1}, stream));
+  EXPECT_TRUE(went_on) << "while the fetch was inside of the driver";
+  backend.join();
+  EXPECT_TRUE(cache->settle(backend.now_ns() + 1'000'000'000));
+  EXPECT_EQ(cache->locate(2), Tier::none);
+}
 
 class MeetingTest : public ::testing::Test {
  protected:

@@ -253,6 +253,12 @@ TEST(CudaStreams, TheLegacyStreamTakesCopies) {
   EXPECT_TRUE(backend->unmap_segment(segment));
 }
 
+/// Its events would be another stream's in each thread that records one.
+TEST(CudaStreams, ThePerThreadStreamIsRefused) {
+  const FakeMachine machine(machine_of(2));
+  EXPECT_EQ(code_of(make_backend()->wrap_stream(0, cudaStreamPerThread)), ErrorCode::invalid_argument);
+}
+
 TEST(CudaStreams, LeaveTheCallersDeviceCurrent) {
   const FakeMachine machine(machine_of(3));
   const auto backend = make_backend();
@@ -317,6 +323,50 @@ TEST(CudaEvents, GivenBackWhilePendingStillHoldWhatWaits) {
     EXPECT_EQ(received, sent);
   }
   EXPECT_TRUE(backend->unmap_segment(segment));
+}
+
+/// CUDA's own copy between two places of the host waits for the stream and for itself, with the caller's
+/// locks.
+TEST(CudaCopies, FromHostToHostDoNotHoldTheirCaller) {
+  const FakeMachine machine(machine_of(2));
+  const auto backend = make_backend();
+  const StreamId stream = backend->create_stream(0).value();
+  std::byte* segment = backend->map_segment(0, 2 * kMiB, {}).value();
+  const auto sent = content(kMiB, 5);
+  std::vector<std::byte> between(kMiB), received(kMiB);
+  ASSERT_TRUE(copy_one(*backend, stream, {kHost, 0}, segment, sent.data(), kMiB));
+  ASSERT_TRUE(copy_one(*backend, stream, {0, kHost}, between.data(), segment, kMiB));
+  const std::uint64_t before = fake::calls("cudaMemcpyAsync");
+  ASSERT_TRUE(copy_one(*backend, stream, {kHost, kHost}, received.data(), between.data(), kMiB));
+  EXPECT_EQ(fake::calls("cudaMemcpyAsync"), before);
+  EXPECT_EQ(fake::calls("cudaLaunchHostFunc"), 1U);
+  ASSERT_EQ(finish(*backend, stream), EventState::complete);
+  EXPECT_EQ(received, sent) << "in the order of the stream";
+  EXPECT_TRUE(backend->unmap_segment(segment));
+}
+
+/// That an event cannot be had says nothing of the stream's work: only of a lost device that is over.
+TEST(CudaEvents, OneThatCannotBeRecordedIsNotUsedAgain) {
+  const FakeMachine machine(machine_of(2));
+  const auto backend = make_backend();
+  const StreamId stream = backend->create_stream(0).value();
+  backend->release_event(backend->record_event(stream).value());  // one is in the pool
+  fake::fail_call("cudaEventRecord", 1, cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(code_of(backend->record_event(stream)), ErrorCode::out_of_memory);
+  const std::uint64_t made = fake::calls("cudaEventCreateWithFlags");
+  EXPECT_EQ(finish(*backend, stream), EventState::complete);
+  EXPECT_EQ(fake::calls("cudaEventCreateWithFlags"), made + 1) << "the bad one is gone";
+}
+
+TEST(CudaEvents, OneThatBecameAGraphsIsNotOver) {
+  const FakeMachine machine(machine_of(2));
+  const auto backend = make_backend();
+  const StreamId stream = backend->create_stream(0).value();
+  const EventId event = backend->record_event(stream).value();
+  fake::fail_call("cudaEventQuery", 1, cudaErrorCapturedEvent);
+  EXPECT_EQ(backend->query_event(event), EventState::pending);
+  EXPECT_EQ(backend->wait_event(event, kNever), EventState::complete);
+  backend->release_event(event);
 }
 
 TEST(CudaEvents, AWaitEndsAtItsDeadline) {

@@ -33,7 +33,7 @@ HostFiles files(const std::string& available_kib, const std::string& limit = "ma
 class HostMemoryTest : public testing::Test {
  protected:
   HostMemory memory(HostFiles from = {}, std::uint64_t piece_bytes = HostMemory::kPieceBytesMax) {
-    return {map_, 2, 0, std::move(from), piece_bytes};
+    return {map_, 0b11, 0, std::move(from), piece_bytes};
   }
   FakeMachine machine_{machine_of(2)};
   MemoryMap map_;

@@ -8,8 +8,8 @@ namespace harvest::cuda {
 namespace {
 
 /// One set of attributes for all copies: never anything but stream order, since `Any` lets the source be read
-/// before what the stream waits for has written it (FACTS rule 10). Copy engines leave the multiprocessors
-/// to the owner's kernels. Not const, as the call takes it, but nobody writes it.
+/// before what the stream waits for has written it (docs/cuda.md, rule 10). Copy engines leave the
+/// multiprocessors to the owner's kernels. Not const, as the call takes it, but nobody writes it.
 cudaMemcpyAttributes& attributes() {
   static cudaMemcpyAttributes all = [] {
     cudaMemcpyAttributes made{};

@@ -11,6 +11,7 @@
 #include "backend/cuda/copy_planner.hpp"
 #include "backend/cuda/descriptor_pool.hpp"
 #include "backend/cuda/error.hpp"
+#include "backend/cuda/host_copies.hpp"
 #include "base/assert.hpp"
 #include "base/log.hpp"
 
@@ -67,7 +68,7 @@ bool is_missing_kernel(CUresult error) {
 }
 
 /// 0 is the legacy stream in this library, which is not compiled for per-thread default streams; the
-/// per-thread one is as good for batches as any (FACTS rule 10; vllm#46379).
+/// per-thread one is as good for batches as any (docs/cuda.md, rule 10; vllm#46379).
 bool is_legacy(cudaStream_t stream) {
   return stream == nullptr || stream == cudaStreamLegacy;
 }
@@ -104,6 +105,7 @@ class DriverCopyEngine final : public CopyEngine {
   }
 
   CopyPlanner planner_;
+  HostCopies host_copies_;
   std::vector<std::unique_ptr<Device>> devices_;
   Way batches_;
   CUkernel kernel_ = nullptr;
@@ -132,6 +134,10 @@ DriverCopyEngine::DriverCopyEngine(const MemoryMap& map, const CopyEngineOptions
 }
 
 Status DriverCopyEngine::copy(const CopyJob& job, std::span<const Copy> copies) {
+  const bool on_host = job.route.from == kHost && job.route.to == kHost;
+  if (on_host && !job.capturing)
+    return check(host_copies_.submit(job.stream, copies),
+                 fmt::format("cudaLaunchHostFunc for {} copies from host to host", copies.size()));
   const Device& device = device_at(job.stream_device);
   const CopyRequest request{job.route, job.stream_device, job.capturing, is_legacy(job.stream)};
   const CopyCapabilities capabilities{batches_.is_open(), device.kernels.is_open()};

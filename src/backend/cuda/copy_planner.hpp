@@ -11,8 +11,8 @@
 
 namespace harvest::cuda {
 
-/// The longest call of cudaMemcpyBatchAsync: its descriptors are kept until it is over (FACTS rule 12), and
-/// at 0.5 us each (rule 17) the GPU has the first of a batch while the CPU writes the rest.
+/// The longest call of cudaMemcpyBatchAsync: its descriptors are kept until it is over (docs/cuda.md, rule
+/// 12), and at 0.5 us each (rule 17) the GPU has the first of a batch while the CPU writes the rest.
 inline constexpr std::size_t kRunsPerBatchCall = 1024;
 
 /// What there is to copy with.

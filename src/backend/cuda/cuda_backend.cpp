@@ -30,14 +30,29 @@ namespace {
 /// How long the end of a backend waits for its streams.
 constexpr auto kDrainTime = std::chrono::seconds(5);
 
-/// The file that was named has to be there; the user's own need not.
+/// Bit i: kernels of GPU i may use registered memory by its address on the host. Copies may in any case.
+std::uint64_t host_readers(const Gpus& gpus) {
+  std::uint64_t readers = 0;
+  for (std::size_t i = 0; i < gpus.size(); ++i) {
+    int can = 0;
+    const int ordinal = gpus.ordinal(static_cast<DeviceId>(i));
+    if (check(cudaDeviceGetAttribute(&can, cudaDevAttrCanUseHostPointerForRegisteredMem, ordinal),
+              "cudaDeviceGetAttribute") &&
+        can != 0)
+      readers |= std::uint64_t{1} << i;
+  }
+  return readers;
+}
+
+/// The file that was named has to be there and good; the user's own need not, as it only makes copies faster.
 Result<std::vector<CardCalibration>> calibrations_of(const std::string& asked) {
   const std::string path = asked.empty() ? cuda_calibration_file() : asked;
   if (path.empty()) return std::vector<CardCalibration>{};
   auto cards = read_calibrations(path);
-  if (!cards && asked.empty() && cards.error().code == ErrorCode::not_found)
-    return std::vector<CardCalibration>{};
-  return cards;
+  if (cards || !asked.empty()) return cards;
+  if (cards.error().code != ErrorCode::not_found)
+    log().warn("copies go by default thresholds: {}", cards.error().message);
+  return std::vector<CardCalibration>{};
 }
 
 }  // namespace
@@ -73,7 +88,7 @@ CudaBackend::CudaBackend(std::unique_ptr<Gpus> gpus, Discovery found, const Cuda
     : gpus_(std::move(gpus)),
       found_(std::move(found)),
       segments_(std::make_unique<Segments>(*gpus_, map_, options.use_virtual_memory)),
-      host_(std::make_unique<HostMemory>(map_, gpus_->size(), found_.devices.front().numa_node)),
+      host_(std::make_unique<HostMemory>(map_, host_readers(*gpus_), found_.devices.front().numa_node)),
       helpers_(gpus_->size(), StreamId::none) {
   CopyEngineOptions engine{.calibrations = std::move(calibrations),
                            .use_kernels = options.use_kernels,
@@ -102,7 +117,10 @@ CudaBackend::CudaBackend(std::unique_ptr<Gpus> gpus, Discovery found, const Cuda
 
 CudaBackend::~CudaBackend() {
   const bool idle = drain();
-  engine_.reset();
+  if (idle)
+    engine_.reset();
+  else  // its descriptors and host copies are the work's, which goes on
+    static_cast<void>(engine_.release());
   for (const auto& stream : streams_.all()) {
     if (!stream->owned || gpus_->is_lost(stream->device)) continue;
     const DeviceGuard guard(gpus_->ordinal(stream->device));
@@ -115,7 +133,8 @@ CudaBackend::~CudaBackend() {
     }));
     return;
   }
-  // Unmapping under work poisons the context for the whole process (FACTS rule 1): rather keep the memory.
+  // Unmapping under work poisons the context for the whole process (docs/cuda.md, rule 1): rather keep the
+  // memory.
   log().error("the CUDA backend ends while work is under way on its streams; its memory stays allocated");
   segments_->abandon();
   host_->abandon();

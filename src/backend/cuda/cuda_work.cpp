@@ -26,9 +26,9 @@ tl::unexpected<Error> no_stream(StreamId id) {
   return fail(ErrorCode::not_found, fmt::format("no stream {}", static_cast<std::uint32_t>(id)));
 }
 
-/// The default streams belong to whichever device is current.
+/// The legacy default stream belongs to whichever device is current.
 bool is_default(cudaStream_t stream) {
-  return stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+  return stream == nullptr || stream == cudaStreamLegacy;
 }
 
 Status check_runs(std::span<const Copy> copies) {
@@ -72,6 +72,11 @@ Result<StreamId> CudaBackend::create_stream(DeviceId device) {
 Result<StreamId> CudaBackend::wrap_stream(DeviceId device, void* native) {
   if (const Status status = check_gpu(device); !status) return tl::unexpected(status.error());
   auto* const stream = static_cast<cudaStream_t>(native);
+  if (stream == cudaStreamPerThread)
+    return fail(
+        ErrorCode::invalid_argument,
+        "cudaStreamPerThread names another stream in each thread, so no event of it could be trusted: "
+        "make a stream of your own");
 #if CUDART_VERSION >= 12080
   if (!is_default(stream)) {
     const DeviceGuard guard(gpus_->ordinal(device));
@@ -131,10 +136,13 @@ EventPool& CudaBackend::pool_of(EventId event) const {
 
 Result<EventId> CudaBackend::record_event(StreamId id) {
   return on_stream(id, [&](Stream& stream) -> Result<EventId> {
-    if (captures(stream))
-      return fail(ErrorCode::not_supported,
-                  "an event on a stream that is being captured would be the graph's");
-    return events_[static_cast<std::size_t>(stream.device)]->record(stream.native);
+    constexpr const char* kWhy = "an event on a stream that is being captured would be the graph's";
+    if (captures(stream)) return fail(ErrorCode::not_supported, kWhy);
+    EventPool& pool = *events_[static_cast<std::size_t>(stream.device)];
+    const Result<EventId> event = pool.record(stream.native);
+    if (!event || !captures(stream)) return event;
+    pool.discard(*event);  // its owner began to capture meanwhile, and perhaps before the record
+    return fail(ErrorCode::not_supported, kWhy);
   });
 }
 

@@ -33,6 +33,7 @@ DescriptorPool::DescriptorPool() {
 
 DescriptorPool::~DescriptorPool() {
   const MutexLock lock(mutex_);
+  const RelaxedCapture relaxed;
   // Errors: a lost device reads nothing any more.
   for (const BatchDescriptors* descriptors : in_flight_)
     static_cast<void>(cudaEventSynchronize(descriptors->over));

@@ -15,7 +15,7 @@
 
 namespace harvest::cuda {
 
-/// The arrays of one batch call. They stay as they are until the call's work is over (FACTS rule 12).
+/// The arrays of one batch call. They stay as they are until the call's work is over (docs/cuda.md, rule 12).
 struct BatchDescriptors {
   std::array<void*, kRunsPerBatchCall> destinations;
   std::array<const void*, kRunsPerBatchCall> sources;

@@ -19,7 +19,7 @@ namespace harvest::cuda {
 [[nodiscard]] Error to_error(CUresult error, std::string_view what);
 
 /// Success, or the error. Takes a failed call's error out of the runtime's memory of the last one, where
-/// the next check of somebody else would find it (FACTS rule 18).
+/// the next check of somebody else would find it (docs/cuda.md, rule 18).
 [[nodiscard]] Status check(cudaError_t error, std::string_view what);
 [[nodiscard]] Status check(CUresult error, std::string_view what);
 

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <bit>
+#include <utility>
 
 #include "backend/cuda/device_guard.hpp"
 #include "base/assert.hpp"
@@ -17,7 +18,8 @@ EventPool::~EventPool() {
   const DeviceGuard guard(gpus_.ordinal(device_));
   const MutexLock lock(mutex_);
   for (std::uint32_t place = 0; place < made_; ++place)
-    if (cudaEventDestroy(at(place).native) != cudaSuccess) static_cast<void>(cudaGetLastError());
+    if (at(place).native != nullptr && cudaEventDestroy(at(place).native) != cudaSuccess)
+      static_cast<void>(cudaGetLastError());
 }
 
 std::size_t EventPool::chunk_of(std::uint32_t place) {
@@ -45,13 +47,14 @@ EventPool::Place& EventPool::place_of(EventId event) {
 /// A free place, with a new event if there is none.
 Result<std::uint32_t> EventPool::take() {
   const MutexLock lock(mutex_);
-  if (!free_.empty()) {
+  const bool reuses = !free_.empty();
+  if (reuses && at(free_.back()).native != nullptr) {
     const std::uint32_t place = free_.back();
     free_.pop_back();
     return place;
   }
   const std::size_t chunk = chunk_of(made_);
-  if (chunk >= kChunks)
+  if (!reuses && chunk >= kChunks)
     return fail(ErrorCode::out_of_memory,
                 fmt::format("device {} has {} events that were not given back, and that is the limit",
                             device_, made_));
@@ -59,6 +62,12 @@ Result<std::uint32_t> EventPool::take() {
   if (const cudaError_t error = cudaEventCreateWithFlags(&native, cudaEventDisableTiming);
       error != cudaSuccess)
     return gpus_.fail_call(error, device_, fmt::format("cudaEventCreateWithFlags on device {}", device_));
+  if (reuses) {
+    const std::uint32_t place = free_.back();
+    free_.pop_back();
+    at(place).native = native;
+    return place;
+  }
   if (chunks_[chunk].load(std::memory_order_relaxed) == nullptr) {
     const std::size_t places = std::size_t{kFirstChunk} << chunk;
     Place* const made = owned_chunks_.emplace_back(std::make_unique<Place[]>(places)).get();
@@ -67,6 +76,13 @@ Result<std::uint32_t> EventPool::take() {
   }
   at(made_).native = native;
   return made_++;
+}
+
+/// Gives a place back without its event, which is not to be trusted any more.
+void EventPool::drop(std::uint32_t place) {
+  if (cudaEventDestroy(std::exchange(at(place).native, nullptr)) != cudaSuccess)
+    static_cast<void>(cudaGetLastError());
+  put_back(place);
 }
 
 void EventPool::put_back(std::uint32_t place) {
@@ -80,19 +96,30 @@ Result<EventId> EventPool::record(cudaStream_t stream) {
   Place& taken = at(*place);
   taken.state.store(EventState::pending, std::memory_order_relaxed);
   if (const cudaError_t error = cudaEventRecord(taken.native, stream); error != cudaSuccess) {
-    put_back(*place);
-    return gpus_.fail_call(error, device_, fmt::format("cudaEventRecord on device {}", device_));
+    drop(*place);
+    const Error why =
+        gpus_.fail_call(error, device_, fmt::format("cudaEventRecord on device {}", device_)).value();
+    // Only of a lost device is it known that its work is over.
+    return fail(gpus_.is_lost(device_) ? ErrorCode::unavailable : ErrorCode::out_of_memory, why.message);
   }
   const std::uint64_t generation = taken.generation.load(std::memory_order_relaxed);
   return EventId{generation << 32U | static_cast<std::uint64_t>(device_) << kPlaceBits | *place};
 }
 
-void EventPool::release(EventId event) {
+std::uint32_t EventPool::retire(EventId event) {
   Place& given = place_of(event);
   std::uint32_t next = given.generation.load(std::memory_order_relaxed) + 1;
   if (next == 0) next = 1;  // generation 0 would make id 0 possible, which is no event
   given.generation.store(next, std::memory_order_relaxed);
-  put_back(static_cast<std::uint32_t>(static_cast<std::uint64_t>(event) & ((1U << kPlaceBits) - 1)));
+  return static_cast<std::uint32_t>(static_cast<std::uint64_t>(event) & ((1U << kPlaceBits) - 1));
+}
+
+void EventPool::release(EventId event) {
+  put_back(retire(event));
+}
+
+void EventPool::discard(EventId event) {
+  drop(retire(event));
 }
 
 EventState EventPool::query(EventId event) {
@@ -103,7 +130,8 @@ EventState EventPool::query(EventId event) {
   if (!gpus_.is_lost(device_)) {
     const RelaxedCapture guard;
     const cudaError_t error = cudaEventQuery(place.native);
-    if (error == cudaErrorNotReady) {
+    // An event that became a graph's says nothing of its stream's work, so not that it is over either.
+    if (error == cudaErrorNotReady || error == cudaErrorCapturedEvent) {
       static_cast<void>(cudaGetLastError());  // the runtime takes it for an error and keeps it
       return EventState::pending;
     }

@@ -39,6 +39,8 @@ class EventPool {
 
   /// Requires for these: the event exists.
   void release(EventId event) HARVEST_EXCLUDES(mutex_);
+  /// The same for one whose CUDA event is not to be used again. Requires: the GPU is current.
+  void discard(EventId event) HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] EventState query(EventId event);
   [[nodiscard]] cudaEvent_t native(EventId event) { return place_of(event).native; }
 
@@ -58,7 +60,9 @@ class EventPool {
   static std::size_t chunk_of(std::uint32_t place);
   Place& at(std::uint32_t place);
   Place& place_of(EventId event);
+  std::uint32_t retire(EventId event);
   [[nodiscard]] Result<std::uint32_t> take() HARVEST_EXCLUDES(mutex_);
+  void drop(std::uint32_t place) HARVEST_EXCLUDES(mutex_);
   void put_back(std::uint32_t place) HARVEST_EXCLUDES(mutex_);
 
   Gpus& gpus_;

@@ -52,7 +52,7 @@ void touch(std::byte* begin, std::uint64_t bytes) {
 }
 
 /// Pages that are there already are registered three to five times faster than by the driver's own touching
-/// (FACTS rule 18).
+/// (docs/cuda.md, rule 18).
 void touch_in_parallel(std::byte* begin, std::uint64_t bytes) {
   const std::uint64_t threads = std::clamp<std::uint64_t>(
       bytes / kBytesPerThreadMin, 1,
@@ -93,10 +93,10 @@ Result<HostCounts> count_host_memory(const HostFiles& files) {
   return counts;
 }
 
-HostMemory::HostMemory(MemoryMap& map, std::size_t gpus, std::int32_t numa_node, HostFiles files,
+HostMemory::HostMemory(MemoryMap& map, std::uint64_t accessible_by, std::int32_t numa_node, HostFiles files,
                        std::uint64_t piece_bytes_max)
     : map_(map),
-      accessible_by_(gpus >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << gpus) - 1),
+      accessible_by_(accessible_by),
       numa_node_(numa_node),
       files_(std::move(files)),
       piece_bytes_max_(piece_bytes_max),

@@ -31,8 +31,8 @@ struct HostCounts {
 
 /// Pinned host memory: our own segments, and the caller's memory that is registered. Both are registered in
 /// pieces, since one large registration fails and leaves an error behind, and a long one holds a lock of the
-/// driver that stalls every other process (FACTS rule 18). Each piece is a range of its own in the memory
-/// map.
+/// driver that stalls every other process (docs/cuda.md, rule 18). Each piece is a range of its own in the
+/// memory map.
 ///
 /// What is free counts down from what was available at the start by what this backend pinned: the system's
 /// own number moves with every file that is read, so whoever waits for bytes to come back could not see them.
@@ -44,9 +44,9 @@ class HostMemory {
   static constexpr std::uint64_t kGranularityBytes = 2U << 20U;  ///< a huge page
   static constexpr std::uint64_t kPieceBytesMax = std::uint64_t{1} << 30U;
 
-  /// `gpus`: how many may read what is pinned: all, since it is pinned for every context. `numa_node`: where
-  /// segments lie if there is room, -1 for anywhere.
-  HostMemory(MemoryMap& map, std::size_t gpus, std::int32_t numa_node, HostFiles files = {},
+  /// `accessible_by`: bit i: kernels of GPU i may use what is pinned by its address on the host. `numa_node`:
+  /// where segments lie if there is room, -1 for anywhere.
+  HostMemory(MemoryMap& map, std::uint64_t accessible_by, std::int32_t numa_node, HostFiles files = {},
              std::uint64_t piece_bytes_max = kPieceBytesMax);
   ~HostMemory();
   HostMemory(const HostMemory&) = delete;

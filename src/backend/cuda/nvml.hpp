@@ -12,7 +12,7 @@
 namespace harvest::cuda {
 
 struct NvmlDetails {
-  bool mig = false;                   ///< it is cut into instances: no peer access (FACTS rule 20)
+  bool mig = false;                   ///< it is cut into instances: no peer access (docs/cuda.md, rule 20)
   bool c2c = false;                   ///< the host is reached over NVLink-C2C
   std::uint32_t pcie_generation = 0;  ///< at most, of GPU and slot together; 0 if not known
   std::uint32_t pcie_lanes = 0;       ///< likewise

@@ -15,7 +15,7 @@ namespace {
 
 /// What cudaMalloc takes from a device at a time.
 constexpr std::uint64_t kPlainGranularityBytes = 2U << 20U;
-/// Without a switch between them (FACTS rule 7).
+/// Without a switch between them (docs/cuda.md, rule 7).
 constexpr int kPeersMax = 8;
 
 CUdeviceptr number(const std::byte* address) {

@@ -27,7 +27,7 @@ Result<MeasuredMachine> MeasuredMachine::open(const MachineChoice& choice, Simul
   if (choice.system.empty()) {
     auto real = make_cuda_backend(cuda);
     if (!real)
-      return fail(real.error().code,
+      return fail(ErrorCode::not_found,
                   fmt::format("no GPU to measure: {}. Name a simulated machine with --system: {}, or a file",
                               real.error().message, simulated_names()));
     machine.backend_ = std::move(*real);

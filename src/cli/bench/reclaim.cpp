@@ -280,6 +280,10 @@ void print_table(const MeasuredMachine& machine, DeviceId peer, const Options& o
 }
 
 Exit run(const Options& options) {
+  for (const std::uint64_t bytes : options.sizes)
+    if (bytes % kObjectBytes != 0)
+      return complain(Exit::bad_input, "bench reclaim",
+                      fmt::format("--sizes: {} bytes is not a multiple of {}", bytes, kObjectBytes));
   // No byte is looked at here, and none is there to look at: 16 GiB fit into any simulated machine.
   const auto machine = MeasuredMachine::open(options.common.machine, SimulatedBytes::phantom);
   if (!machine) return complain_of("reclaim", machine.error());
@@ -297,7 +301,9 @@ Exit run(const Options& options) {
   else
     print_table(*machine, *peer, options, *results);
   if (results->rows.empty()) return complain(Exit::failed, "bench reclaim", "nothing could be measured");
-  return results->failed(options.common.runs) ? Exit::failed : Exit::ok;
+  if (!results->failed(options.common.runs)) return Exit::ok;
+  return complain(Exit::failed, "bench reclaim",
+                  "bytes were late, or what was returned could not be allocated by the owner: see the rows");
 }
 
 }  // namespace
