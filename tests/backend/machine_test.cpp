@@ -41,10 +41,10 @@ TimeNs time_copy(SimulatedBackend& backend, const LinkInfo& link, std::span<cons
   std::byte* to = backend.map_segment(link.to, room, {}).value();
   const StreamId stream = backend.create_stream(0).value();
   std::vector<Copy> batch;
-  std::uint64_t at = 0;
+  std::uint64_t at = room;  // from the end, so that none follows the one before it and they are not merged
   for (const std::uint64_t bytes : sizes) {
+    at -= bytes;
     batch.push_back({to + at, from + at, bytes});
-    at += bytes;
   }
   const TimeNs start = backend.now_ns();
   EXPECT_TRUE(backend.copy(stream, {link.from, link.to}, batch));

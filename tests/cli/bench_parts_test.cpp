@@ -99,32 +99,38 @@ TEST(BenchTiming, GateGrowsUntilAllIsSubmittedBehindIt) {
   EXPECT_EQ(submitted, 1) << "what was needed once is kept";
 }
 
-/// A machine whose host is taken away for a while when it asks for the `at`-th time.
+/// A machine in virtual time that looks like a real one: asking takes a microsecond, and once, at the `at`-th
+/// time, the asker is taken away for 30 ms.
 class AbsentMinded final : public test::ForwardingBackend {
  public:
-  AbsentMinded(Backend& inner, int at) : ForwardingBackend(inner), at_(at) {}
+  AbsentMinded(Backend& inner, int at) : ForwardingBackend(inner), info_(inner.info()), at_(at) {
+    info_.virtual_time = false;
+  }
+  const BackendInfo& info() const override { return info_; }
   EventState query_event(EventId event) override {
     const EventState state = ForwardingBackend::query_event(event);
-    if (++asked_ == at_) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    inner_.sleep_until(inner_.now_ns() + (++asked_ == at_ ? 30'000'000 : 1'000));
     return state;
   }
 
  private:
+  BackendInfo info_;
   int at_;
   int asked_ = 0;
 };
 
 TEST(BenchTiming, RepeatsARunWhoseBeginOrEndWasSeenLate) {
-  const auto backend = machine({}, SimulatedTime::real_time);
-  for (const int at : {2, 3, 4, 50}) {
+  constexpr TimeNs kWorkNs = 10'000'000;
+  for (const int at : {2, 3, 4, 50, 500}) {
+    const auto backend = machine();
     AbsentMinded host(*backend, at);
     auto gate = Gate::create(host, 0);
     const auto stream = Stream::create(host, 0);
     ASSERT_TRUE(gate && stream);
-    const auto run = gate->time(*stream, [&] { return backend->submit_kernel(stream->id(), 10'000'000); });
+    const auto run = gate->time(*stream, [&] { return backend->submit_kernel(stream->id(), kWorkNs); });
     ASSERT_TRUE(run);
-    EXPECT_GT(run->duration_ns, 5'000'000) << "not what is left of it after 30 ms";
-    EXPECT_LT(run->doubt_ns, 30'000'000);
+    EXPECT_NEAR(static_cast<double>(run->duration_ns), kWorkNs, kWorkNs * .02) << at;
+    EXPECT_LT(run->doubt_ns, kWorkNs / 10) << at;
   }
 }
 
