@@ -44,6 +44,14 @@ std::uint64_t host_readers(const Gpus& gpus) {
   return readers;
 }
 
+/// Descriptors and host copies are the work's, and that goes on although its backend ends.
+void keep_until_exit(std::unique_ptr<CopyEngine> engine) {
+  static Mutex mutex;
+  static auto* const kept = new std::vector<std::unique_ptr<CopyEngine>>();
+  const MutexLock lock(mutex);
+  kept->push_back(std::move(engine));
+}
+
 /// The file that was named has to be there and good; the user's own need not, as it only makes copies faster.
 Result<std::vector<CardCalibration>> calibrations_of(const std::string& asked) {
   const std::string path = asked.empty() ? cuda_calibration_file() : asked;
@@ -119,8 +127,8 @@ CudaBackend::~CudaBackend() {
   const bool idle = drain();
   if (idle)
     engine_.reset();
-  else  // its descriptors and host copies are the work's, which goes on
-    static_cast<void>(engine_.release());
+  else
+    keep_until_exit(std::move(engine_));
   for (const auto& stream : streams_.all()) {
     if (!stream->owned || gpus_->is_lost(stream->device)) continue;
     const DeviceGuard guard(gpus_->ordinal(stream->device));
