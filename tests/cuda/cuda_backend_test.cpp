@@ -356,6 +356,12 @@ TEST(CudaEvents, OneThatCannotBeRecordedIsNotUsedAgain) {
   const std::uint64_t made = fake::calls("cudaEventCreateWithFlags");
   EXPECT_EQ(finish(*backend, stream), EventState::complete);
   EXPECT_EQ(fake::calls("cudaEventCreateWithFlags"), made + 1) << "the bad one is gone";
+
+  const StreamId other = backend->create_stream(1).value();  // whose pool is empty
+  fake::fail_call("cudaEventCreateWithFlags", 1, cudaErrorUnknown);
+  EXPECT_EQ(code_of(backend->record_event(other)), ErrorCode::out_of_memory)
+      << "not `unavailable`: it is not lost";
+  EXPECT_EQ(finish(*backend, other), EventState::complete);
 }
 
 TEST(CudaEvents, OneThatBecameAGraphsIsNotOver) {

@@ -135,7 +135,7 @@ EventPool& CudaBackend::pool_of(EventId event) const {
 }
 
 Result<EventId> CudaBackend::record_event(StreamId id) {
-  return on_stream(id, [&](Stream& stream) -> Result<EventId> {
+  Result<EventId> recorded = on_stream(id, [&](Stream& stream) -> Result<EventId> {
     constexpr const char* kWhy = "an event on a stream that is being captured would be the graph's";
     if (captures(stream)) return fail(ErrorCode::not_supported, kWhy);
     EventPool& pool = *events_[static_cast<std::size_t>(stream.device)];
@@ -144,6 +144,12 @@ Result<EventId> CudaBackend::record_event(StreamId id) {
     pool.discard(*event);  // its owner began to capture meanwhile, and perhaps before the record
     return fail(ErrorCode::not_supported, kWhy);
   });
+  if (recorded || recorded.error().code == ErrorCode::not_supported) return recorded;
+  // Of an unknown stream and of a lost device it is known that nothing runs any more. Whatever else CUDA says
+  // against an event says nothing of the stream's work.
+  const std::shared_ptr<Stream> stream = streams_.find(id);
+  if (stream == nullptr || gpus_->is_lost(stream->device)) return recorded;
+  return fail(ErrorCode::out_of_memory, recorded.error().message);
 }
 
 void CudaBackend::release_event(EventId event) {

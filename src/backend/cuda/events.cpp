@@ -97,10 +97,7 @@ Result<EventId> EventPool::record(cudaStream_t stream) {
   taken.state.store(EventState::pending, std::memory_order_relaxed);
   if (const cudaError_t error = cudaEventRecord(taken.native, stream); error != cudaSuccess) {
     drop(*place);
-    const Error why =
-        gpus_.fail_call(error, device_, fmt::format("cudaEventRecord on device {}", device_)).value();
-    // Only of a lost device is it known that its work is over.
-    return fail(gpus_.is_lost(device_) ? ErrorCode::unavailable : ErrorCode::out_of_memory, why.message);
+    return gpus_.fail_call(error, device_, fmt::format("cudaEventRecord on device {}", device_));
   }
   const std::uint64_t generation = taken.generation.load(std::memory_order_relaxed);
   return EventId{generation << 32U | static_cast<std::uint64_t>(device_) << kPlaceBits | *place};
