@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 
 namespace harvest::testing {
 
@@ -25,6 +26,9 @@ class Random {
   bool chance(double probability) { return static_cast<double>(next() >> 11) * 0x1p-53 < probability; }
   /// An index into `weights`, each as likely as its weight.
   std::size_t weighted(std::initializer_list<unsigned> weights) {
+    return weighted(std::span<const unsigned>(weights.begin(), weights.size()));
+  }
+  std::size_t weighted(std::span<const unsigned> weights) {
     std::uint64_t sum = 0;
     for (const unsigned weight : weights) sum += weight;
     std::uint64_t at = below(sum);
