@@ -132,15 +132,16 @@ bool Cache::work_until(TimeNs deadline_ns, const std::function<bool()>& done) {
   TimeNs pause = 1'000;
   constexpr TimeNs kLongestStepNs = 200'000;
   while (true) {
+    // The last round is one that begins at the deadline or after it, so that it sees what is late.
+    const bool last = backend_.now_ns() >= deadline_ns;
     {
       MutexLock lock(control_);
       work();
       if (done()) return true;
     }
     deliver_events();
-    const TimeNs now = backend_.now_ns();
-    if (now >= deadline_ns) return false;
-    backend_.sleep_until(std::min(deadline_ns, now + pause));
+    if (last) return false;
+    backend_.sleep_until(std::min(deadline_ns, backend_.now_ns() + pause));
     pause = std::min(pause * 2, kLongestStepNs);
   }
 }

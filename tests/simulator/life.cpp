@@ -84,7 +84,10 @@ void Life::step(Operation operation, std::uint64_t seed) {
   callback_random_ = Random(seed ^ 0xCA11BACC);
   operation_ = operation;
   ++coverage_.operations;
-  if (trace_) fmt::print("{:>14} ns  {}\n", simulated_->now_ns(), to_string(operation));
+  if (trace_) {
+    fmt::print("{:>14} ns  {}\n", simulated_->now_ns(), to_string(operation));
+    std::fflush(stdout);
+  }
   perform(operation);
   check();
   observe(static_cast<std::uint64_t>(operation), static_cast<std::uint64_t>(simulated_->now_ns()));

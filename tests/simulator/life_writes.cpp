@@ -10,7 +10,6 @@ namespace harvest::simulator {
 namespace {
 
 constexpr std::uint64_t kKiB = 1ULL << 10;
-constexpr std::uint64_t kCallbackKeys = 1000;  ///< keys from here on are the callbacks' own
 
 std::uint64_t tag_of(const Stored& content) {
   return static_cast<std::uint64_t>(content.version) << 8 | 1;

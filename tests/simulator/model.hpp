@@ -11,6 +11,8 @@
 /// time.
 namespace harvest::simulator {
 
+inline constexpr std::uint64_t kCallbackKeys = 1000;  ///< keys from here on are put by callbacks alone
+
 /// One put that was answered with a generation.
 struct Stored {
   std::uint64_t key = 0;
