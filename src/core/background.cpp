@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <bit>
 
 #include "core/cache.hpp"
 
@@ -102,7 +103,9 @@ void Cache::lose_unwritten(Object& object) {
 
 /// How did the fetches end that nobody waited for?
 void Cache::hear_of_fetches() {
-  for (Reader& reader : readers_) {
+  // A bit is only set and cleared under its reader's lock, so none is missed for longer than a poll.
+  for (std::uint64_t left = watching_.load(std::memory_order_relaxed); left != 0; left &= left - 1) {
+    Reader& reader = readers_[static_cast<std::size_t>(std::countr_zero(left))];
     if (!reader.mutex.try_lock()) continue;  // one is being submitted: the next poll hears of those before it
     std::erase_if(reader.watches, [&](const Reader::Watch& watch) {
       const EventState state = backend_.query_event(watch.event);
@@ -111,6 +114,7 @@ void Cache::hear_of_fetches() {
       backend_.release_event(watch.event);
       return true;
     });
+    if (reader.watches.empty()) watching_.fetch_and(~bit_of(reader), std::memory_order_relaxed);
     reader.mutex.unlock();
   }
 }

@@ -204,6 +204,10 @@ class Cache {
       HARVEST_REQUIRES(reader.mutex);
   void watch(Reader& reader, StreamId stream, DeviceId source, Reader::Ending* ending)
       HARVEST_REQUIRES(reader.mutex);
+  void remember(Reader& reader, Reader::Watch watch) HARVEST_REQUIRES(reader.mutex);
+  [[nodiscard]] std::uint64_t bit_of(const Reader& reader) const {
+    return 1ULL << (&reader - readers_.data());
+  }
   [[nodiscard]] Status check_not_capturing(StreamId stream) const;
   [[nodiscard]] Status check_fetch(std::span<const FetchItem> items, StreamId stream) const;
   [[nodiscard]] Reader& reader_of(StreamId stream);
@@ -357,6 +361,8 @@ class Cache {
   ObjectTable table_;
   AccessLog log_;
   std::array<Reader, 64> readers_;
+  std::atomic<std::uint64_t> watching_{
+      0};  ///< one bit for each reader with fetches that `poll` is to hear of
   struct FetchCounters {
     std::atomic<std::uint64_t> fetches{0};
     std::atomic<std::uint64_t> items{0};

@@ -347,7 +347,12 @@ void Cache::watch(Reader& reader, StreamId stream, DeviceId source, Reader::Endi
   if (ending != nullptr)
     ending->watches.push_back({event.value_or(EventId::none), source});
   else if (event)
-    reader.watches.push_back({*event, source});
+    remember(reader, {*event, source});
+}
+
+void Cache::remember(Reader& reader, Reader::Watch watch) {
+  if (reader.watches.empty()) watching_.fetch_or(bit_of(reader), std::memory_order_relaxed);
+  reader.watches.push_back(watch);
 }
 
 void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, StreamId stream,

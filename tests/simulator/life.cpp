@@ -108,7 +108,8 @@ void Life::perform(Operation operation) {
     case Operation::begin_reclaim: return begin_reclaim();
     case Operation::orderly_reclaim: return orderly_reclaim();
     case Operation::tenant: return tenant();
-    case Operation::pass_time: return pass_time(static_cast<TimeNs>(random_.between(1'000, 60'000'000)));
+    case Operation::pass_time:
+      return pass_time(static_cast<TimeNs>(random_.below(60'000'000) >> random_.below(16)));
     case Operation::poll: return static_cast<void>(cache_->poll());
     case Operation::kernel: return kernel();
     case Operation::settle: return settle();

@@ -12,6 +12,7 @@ namespace {
 constexpr std::uint64_t kMiB = 1ULL << 20;
 constexpr TimeNs kMillisecond = 1'000'000;
 constexpr TimeNs kSecond = 1'000 * kMillisecond;
+constexpr TimeNs kPatienceNs = 2 * kSecond;  ///< far longer than anything that is under way takes
 constexpr TimeNs kLongestSuspensionNs = 60 * kSecond;
 
 }  // namespace
@@ -23,8 +24,8 @@ void Life::reclaim() {
   const auto device = random_peer();
   if (!device) return;
   const std::uint64_t bytes = random_.between(1, 8 * kMiB);
-  const TimeNs patience =
-      std::initializer_list<TimeNs>{0, 200'000, 20 * kMillisecond, kSecond}.begin()[random_.below(4)];
+  const TimeNs patience = std::initializer_list<TimeNs>{0, 200'000, 5 * kMillisecond, 100 * kMillisecond}
+                              .begin()[random_.below(4)];
   const TimeNs deadline = backend_->now_ns() + patience;
   const Witness::Account before = backend_->account(*device);
   const auto report = cache_->reclaim(*device, bytes, deadline);
@@ -73,12 +74,12 @@ void Life::orderly_reclaim() {
       planned_.fail_host_map.rate > 0 || !down_.empty() || !lost_.empty())
     return;
   synchronize();
-  if (!cache_->settle(backend_->now_ns() + 10 * kSecond) && leases_.empty() && !may_be_stuck())
-    violated("liveness", "copies and reclaims are under way for 10 s, and nothing holds them up");
+  if (!cache_->settle(backend_->now_ns() + kPatienceNs) && leases_.empty() && !may_be_stuck())
+    violated("liveness", "copies and reclaims are under way for long, and nothing holds them up");
   const std::uint64_t leased = leased_segment_bytes(*device);
   const std::uint64_t mapped = backend_->account(*device).mapped_bytes;
   if (mapped == 0 || may_be_stuck()) return;
-  const auto report = cache_->reclaim(*device, mapped, backend_->now_ns() + 10 * kSecond);
+  const auto report = cache_->reclaim(*device, mapped, backend_->now_ns() + kPatienceNs);
   require(report.has_value(), "I5", "a reclaim is refused");
   returned_[*device] += report->returned_bytes;
   observe(report->returned_bytes, report->late_bytes);
@@ -127,7 +128,7 @@ void Life::jump_clock() {
 
 void Life::settle() {
   const Status settled =
-      cache_->settle(backend_->now_ns() + static_cast<TimeNs>(random_.below(2000)) * kMillisecond);
+      cache_->settle(backend_->now_ns() + static_cast<TimeNs>(random_.below(100)) * kMillisecond);
   observe(settled ? 1 : 0);
 }
 

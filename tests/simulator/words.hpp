@@ -58,10 +58,14 @@ inline void write_words(std::byte* to, std::uint64_t bytes, std::uint32_t versio
 inline std::uint64_t first_wrong_word(const std::byte* from, std::uint64_t bytes, std::uint32_t version,
                                       std::uint8_t tenant) {
   const std::uint64_t base = words::base(version, tenant);
-  for (std::uint64_t at = 0; at < bytes; at += 8) {
-    const std::uint64_t right = words::mix(base | at / 8);
-    if (std::memcmp(from + at, &right, std::min<std::uint64_t>(8, bytes - at)) != 0) return at;
+  std::uint64_t at = 0;
+  for (; at + 8 <= bytes; at += 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, from + at, 8);
+    if (word != words::mix(base | at / 8)) return at;
   }
+  const std::uint64_t last = words::mix(base | at / 8);
+  if (std::memcmp(from + at, &last, bytes - at) != 0) return at;
   return bytes;
 }
 
