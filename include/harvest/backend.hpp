@@ -158,7 +158,7 @@ class Backend {
   [[nodiscard]] virtual bool is_capturing(StreamId stream) const = 0;
 
   /// An event that completes when all work given to `stream` so far has; `failed` if any of it since
-  /// the event recorded before on this stream failed.
+  /// the event recorded before on this stream failed. Events of one stream complete in order.
   /// Errors: not_found, unavailable, out_of_memory, not_supported (the stream is being captured).
   [[nodiscard]] virtual Result<EventId> record_event(StreamId stream) = 0;
 

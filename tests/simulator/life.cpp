@@ -57,6 +57,8 @@ Life::Life(const Case& life) : case_(life), plan_(draw_plan(life)), hash_(life.s
     return false;
   };
   backend_->read_meanwhile = [this] { read_meanwhile(); };
+  random_ = Random(life.seed);
+  if (!life.nth) change_faults();
 }
 
 Life::~Life() = default;

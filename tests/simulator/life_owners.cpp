@@ -191,14 +191,19 @@ void Life::change_faults() {
     const bool drawn = random_.chance(probability);  // drawn in any case, so that narrowing changes no other
     return drawn && may.has(fault) && !all_quiet;
   };
+  // From hardly ever to most of the time.
+  const auto rate = [&] { return 0.5 / static_cast<double>(1ULL << random_.below(6)); };
   FaultPlan plan;
-  if (happens(Fault::refuse_copy, 0.6)) plan.refuse_copy.rate = 0.2;
-  if (happens(Fault::fail_copy, 0.6)) plan.fail_copy.rate = 0.2;
-  if (happens(Fault::slow_copy, 0.6)) plan.slow_copy.rate = 0.3;
-  if (happens(Fault::fail_map, 0.6)) plan.fail_map.rate = 0.5;
-  if (happens(Fault::fail_host_map, 0.6)) plan.fail_host_map.rate = 0.5;
-  if (happens(Fault::late_event, 0.6)) plan.late_event.rate = 0.3;
-  if (happens(Fault::slow_query, 0.6)) plan.slow_query.rate = 0.3;
+  for (const auto& [fault, trigger] : {std::pair{Fault::refuse_copy, &plan.refuse_copy},
+                                       {Fault::fail_copy, &plan.fail_copy},
+                                       {Fault::slow_copy, &plan.slow_copy},
+                                       {Fault::fail_map, &plan.fail_map},
+                                       {Fault::fail_host_map, &plan.fail_host_map},
+                                       {Fault::late_event, &plan.late_event},
+                                       {Fault::slow_query, &plan.slow_query}}) {
+    const double drawn = rate();
+    if (happens(fault, 0.6)) trigger->rate = drawn;
+  }
   if (happens(Fault::stale_free, 0.6)) plan.stale_free_ns = 20 * kMillisecond;
   plan.late_event_ns = static_cast<TimeNs>(random_.between(1'000, 5 * kMillisecond));
   Witness::Mischief mischief;

@@ -57,8 +57,9 @@ void Model::hear(const CacheEvent& event, const std::set<DeviceId>& lost_devices
       require(!is_current, "I1", "generation {} is told settled while reads find it", event.generation);
       return;  // the memory is the life's to give back
     case Kind::spilled:
-      require(what->backing == Backing::spill, "I4", "key {} is told spilled, its backing is {}", what->key,
-              to_string(what->backing));
+      // The host copy of a put may fail while the one on a peer arrives; then that one is all there is.
+      require(what->backing == Backing::spill || (what->backing == Backing::managed_host && doubtful), "I4",
+              "key {} is told spilled, its backing is {}", what->key, to_string(what->backing));
       return;
     case Kind::revoked: return;
   }

@@ -25,8 +25,8 @@ constexpr std::array<std::string_view, kFaults> kFaultNames{
     "sudden_owner",  "link_down",  "lose_device", "lose_all_peers", "clock_jump"};
 
 // In the order of `Operation`; a swarm multiplies each by 0, 1, 3 or 10.
-constexpr std::array<unsigned, kOperations> kUsualWeights{18, 4, 5, 18, 8, 10, 7, 10, 4, 4, 3, 2, 5, 8,
-                                                          14, 4, 2, 2,  1, 1,  3, 3,  2, 1, 1, 1, 1};
+constexpr std::array<unsigned, kOperations> kUsualWeights{18, 4, 5, 18, 8, 10, 7, 10, 4, 4, 3, 1, 5, 8,
+                                                          14, 4, 2, 2,  1, 1,  3, 6,  4, 1, 1, 1, 1};
 
 std::uint64_t log_uniform(Random& random, double least, double most) {
   const double unit = static_cast<double>(random.next() >> 11) * 0x1p-53;
@@ -119,7 +119,7 @@ PeerCacheConfig draw_config(Random& random, std::uint32_t gpus) {
 /// Half of the seeds have few faults, so that each is also seen alone.
 Faults draw_faults(Random& random) {
   Faults faults;
-  const double likely = random.chance(0.2) ? 0.0 : random.chance(0.5) ? 0.15 : 0.5;
+  const double likely = random.chance(0.15) ? 0.0 : random.chance(0.5) ? 0.15 : 0.6;
   for (std::size_t i = 0; i < kFaults; ++i)
     if (random.chance(likely)) faults.add(static_cast<Fault>(i));
   return faults;
@@ -143,8 +143,8 @@ std::array<unsigned, kOperations> draw_weights(Random& random, const Faults& fau
   unsigned sum = 0;
   for (const unsigned weight : weights) sum += weight;
   for (unsigned& weight : weights) weight *= 64;
-  only_with(Operation::lose_device, Fault::lose_device, std::max(1U, sum * 64 / 4000));
-  only_with(Operation::lose_all_peers, Fault::lose_all_peers, std::max(1U, sum * 64 / 20000));
+  only_with(Operation::lose_device, Fault::lose_device, std::max(1U, sum * 64 / 1500));
+  only_with(Operation::lose_all_peers, Fault::lose_all_peers, std::max(1U, sum * 64 / 5000));
   only_with(Operation::jump_clock, Fault::jump_clock, std::max(1U, sum * 64 / 300));
   if (!faults.has(Fault::break_link)) weights[static_cast<std::size_t>(Operation::break_link)] = 0;
   weights[static_cast<std::size_t>(Operation::calm)] = std::max(1U, sum * 64 / 1000);

@@ -240,11 +240,11 @@ void VirtualEngine::pump(std::uint32_t number) {
 void VirtualEngine::pass_record(Stream& stream, Work& work) {
   const EventState state = stream.failed ? EventState::failed : EventState::complete;
   stream.failed = false;
-  if (work.duration_ns > 0)
-    add_timer({.at_ns = later(now(), work.duration_ns),
-               .kind = Timer::Kind::event,
-               .event = work.event,
-               .state = state});
+  // Events of one stream complete in order: a late one holds up those behind it.
+  stream.events_from_ns = std::max(stream.events_from_ns, later(now(), work.duration_ns));
+  if (stream.events_from_ns > now())
+    add_timer(
+        {.at_ns = stream.events_from_ns, .kind = Timer::Kind::event, .event = work.event, .state = state});
   else
     complete(work.event, state);
   pop_head(stream);

@@ -47,8 +47,9 @@ class VirtualEngine final : public Engine {
     DeviceId device = kHost;
     bool alive = true;
     bool blocked = false;
-    bool failed = false;      ///< work since the last record did
-    bool has_engine = false;  ///< a copy engine is its own, for the head that is about to start
+    bool failed = false;        ///< work since the last record did
+    TimeNs events_from_ns = 0;  ///< no event completes before: one recorded earlier is late
+    bool has_engine = false;    ///< a copy engine is its own, for the head that is about to start
     Work* head = nullptr;
     Work* tail = nullptr;
     std::uint32_t next_waiting = 0;
