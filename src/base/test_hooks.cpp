@@ -52,8 +52,6 @@ constexpr auto kPlantedBugs = std::to_array<PlantedBugInfo>({
 
     {unwritten_copy_vouches, "unwritten_copy_vouches", "I4",
      "a copy goes because of another one that is not written yet, and may fail"},
-    {local_copy_vouches, "local_copy_vouches", "I4",
-     "the last peer or host copy goes because of a local one, which may be evicted at any time"},
     {loss_not_told, "loss_not_told", "I4", "nobody hears of an object that is lost"},
     {loss_told_twice, "loss_told_twice", "I4", "the loss of an object is told twice"},
     {old_object_goes_first, "old_object_goes_first", "I4",

@@ -42,7 +42,6 @@ enum class PlantedBug : std::uint8_t {
   promotion_shown_unfinished,
   // I4
   unwritten_copy_vouches,
-  local_copy_vouches,
   loss_not_told,
   loss_told_twice,
   old_object_goes_first,

@@ -306,8 +306,6 @@ void Cache::end_fill(const Fill& fill, bool arrived) {
 // --- copies go -------------------------------------------------------------------------------------
 
 Cache::Elsewhere Cache::elsewhere(const Object& object, Tier tier) const {
-  const bool is_local = tier != Tier::local && object.copy(Tier::local).state == CopyState::live;
-  if (is_local && planted_bug(PlantedBug::local_copy_vouches)) return Elsewhere::surely;
   Elsewhere best = Elsewhere::nowhere;
   for (const Tier other : {Tier::peer, Tier::host}) {  // a local copy comes and goes and vouches for nothing
     const Copy& copy = object.copy(other);

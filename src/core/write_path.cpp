@@ -160,6 +160,7 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
 Result<EventId> Cache::copy_and_record(StreamId stream, Route route, const harvest::Copy& run) {
   MutexLock lock(reader_of(stream).mutex);
   if (Status given = backend_.copy(stream, route, {&run, 1}); !given) return tl::unexpected(given.error());
+  pause_point(PausePoint::between_copy_and_watch);
   return record_surely(backend_, stream);
 }
 

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -21,14 +22,15 @@ namespace harvest::testing {
 ///     ... what is dangerous in that moment ...
 ///     reader.finish();
 ///
-/// Nobody else is held there. A test that went wrong fails and does not hang: who is held goes on by itself
-/// after `kPatience`, and that is a failure.
+/// A call is held at its first arrival; `go_on_to` holds it once more. Nobody else is held there. A test that
+/// went wrong fails and does not hang: who is held goes on by itself after `kPatience`, and that is a
+/// failure.
 class HeldCall {
  public:
   static constexpr std::chrono::seconds kPatience{60};
 
   /// Returns when the thread is held at its first arrival there, or has ended without coming by.
-  HeldCall(PausePoint point, std::function<void()> call) : point_(point) {
+  HeldCall(PausePoint point, std::function<void()> call) : holds_at_(point) {
     install_pause_handler(&hold_if_mine);
     thread_ = std::thread([this, call = std::move(call)] {
       mine_ = this;
@@ -39,8 +41,7 @@ class HeldCall {
       changed_.notify_all();
     });
     std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, kPatience, [this] { return held_ || ended_; }))
-      ADD_FAILURE() << "a call neither came to its pause point nor ended";
+    wait_until_held_or_over(lock);
   }
   ~HeldCall() { finish(); }
   HeldCall(const HeldCall&) = delete;
@@ -51,44 +52,58 @@ class HeldCall {
     return held_;
   }
 
-  /// Lets the call go on, and waits for its end.
+  /// Lets the call go on to another point, and answers whether it is held there.
+  [[nodiscard]] bool go_on_to(PausePoint next) {
+    std::unique_lock lock(mutex_);
+    holds_at_ = next;
+    held_ = false;
+    changed_.notify_all();
+    wait_until_held_or_over(lock);
+    return held_;
+  }
+
+  /// Lets the call go on, to its end.
+  void release() {
+    const std::lock_guard lock(mutex_);
+    holds_at_ = std::nullopt;
+    held_ = false;
+    changed_.notify_all();
+  }
+
+  /// The same, and waits for the end.
   void finish() {
     release();
     if (thread_.joinable()) thread_.join();
   }
 
-  /// Lets the call go on.
-  void release() {
-    const std::lock_guard lock(mutex_);
-    held_ = false;
-    released_ = true;
-    changed_.notify_all();
-  }
-
  private:
   static void hold_if_mine(PausePoint point) {
-    if (mine_ != nullptr && mine_->point_ == point) mine_->hold();
+    if (mine_ != nullptr) mine_->hold(point);
   }
 
-  void hold() {
+  void hold(PausePoint point) {
     std::unique_lock lock(mutex_);
-    if (released_) return;
+    if (holds_at_ != point) return;
     held_ = true;
     changed_.notify_all();
-    if (!changed_.wait_for(lock, kPatience, [this] { return released_; })) {
+    if (!changed_.wait_for(lock, kPatience, [this] { return !held_; })) {
       ADD_FAILURE() << "nobody let a held call go on";
       held_ = false;
-      released_ = true;
+      holds_at_ = std::nullopt;
     }
+  }
+
+  void wait_until_held_or_over(std::unique_lock<std::mutex>& lock) {
+    if (!changed_.wait_for(lock, kPatience, [this] { return held_ || ended_; }))
+      ADD_FAILURE() << "a call neither came to its pause point nor ended";
   }
 
   static inline thread_local HeldCall* mine_ = nullptr;
 
-  const PausePoint point_;
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::optional<PausePoint> holds_at_;
   bool held_ = false;
-  bool released_ = false;
   bool ended_ = false;
   std::thread thread_;
 };

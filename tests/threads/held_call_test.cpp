@@ -7,12 +7,10 @@
 namespace harvest::testing {
 namespace {
 
-TEST(HeldCallTest, HoldsItsOwnCallAtItsOwnPointOnce) {
+TEST(HeldCallTest, HoldsItsOwnCallAtItsOwnPoint) {
   std::atomic<int> steps{0};
   HeldCall held(PausePoint::between_link_and_unlink, [&] {
     pause_point(PausePoint::between_copy_and_watch);
-    ++steps;
-    pause_point(PausePoint::between_link_and_unlink);
     ++steps;
     pause_point(PausePoint::between_link_and_unlink);
     ++steps;
@@ -21,8 +19,23 @@ TEST(HeldCallTest, HoldsItsOwnCallAtItsOwnPointOnce) {
   EXPECT_EQ(steps, 1);
   pause_point(PausePoint::between_link_and_unlink);  // this thread is nobody's: it passes
   held.finish();
-  EXPECT_EQ(steps, 3);
+  EXPECT_EQ(steps, 2);
   EXPECT_FALSE(held.is_held());
+}
+
+TEST(HeldCallTest, HoldsOnceMoreElsewhere) {
+  std::atomic<int> steps{0};
+  HeldCall held(PausePoint::between_link_and_unlink, [&] {
+    pause_point(PausePoint::between_link_and_unlink);
+    ++steps;
+    pause_point(PausePoint::between_copy_and_watch);
+    ++steps;
+  });
+  ASSERT_TRUE(held.is_held());
+  ASSERT_TRUE(held.go_on_to(PausePoint::between_copy_and_watch));
+  EXPECT_EQ(steps, 1);
+  EXPECT_FALSE(held.go_on_to(PausePoint::between_copy_and_watch)) << "it does not come by again";
+  EXPECT_EQ(steps, 2);
 }
 
 TEST(HeldCallTest, SaysThatACallNeverCameBy) {
