@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 
 /// `poll`: everything that nobody waits for.
@@ -158,8 +159,10 @@ Status Cache::settle(TimeNs deadline_ns) {
 }
 
 void Cache::tell(CacheEvent::Kind kind, const Object& object, DeviceId device) {
-  if (config_.on_event)
-    told_.push_back({kind, object.key, object.generation.load(std::memory_order_relaxed), device});
+  if (!config_.on_event) return;
+  const CacheEvent event{kind, object.key, object.generation.load(std::memory_order_relaxed), device};
+  if (planted_bug(PlantedBug::callback_under_lock)) return config_.on_event(event);
+  told_.push_back(event);
 }
 
 void Cache::deliver_events() {

@@ -208,6 +208,7 @@ class Cache {
   [[nodiscard]] std::uint64_t bit_of(const Reader& reader) const {
     return 1ULL << (&reader - readers_.data());
   }
+  [[nodiscard]] bool wait_for_write(StreamId stream, const Pinned& pinned);
   [[nodiscard]] Status check_not_capturing(StreamId stream) const;
   [[nodiscard]] Status check_fetch(std::span<const FetchItem> items, StreamId stream) const;
   [[nodiscard]] Reader& reader_of(StreamId stream);
@@ -312,6 +313,7 @@ class Cache {
   void empty_segment(Peer& peer, std::uint32_t segment) HARVEST_REQUIRES(control_);
   void move_away(Peer& peer, Object& object, std::uint64_t reclaim) HARVEST_REQUIRES(control_);
   void unmap_drained(Peer& peer) HARVEST_REQUIRES(control_);
+  void credit_reclaims(const Peer& peer, std::uint64_t bytes) HARVEST_REQUIRES(control_);
   [[nodiscard]] Reclaim* find_reclaim(std::uint64_t id) HARVEST_REQUIRES(control_);
   [[nodiscard]] Reclaim* first_open_reclaim(DeviceId device) HARVEST_REQUIRES(control_);
   [[nodiscard]] static DropReason revocation_reason(const Reclaim* reclaim);

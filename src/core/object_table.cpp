@@ -5,6 +5,7 @@
 #include <new>
 
 #include "base/assert.hpp"
+#include "base/test_hooks.hpp"
 
 namespace harvest::core {
 namespace {
@@ -61,7 +62,9 @@ Pinned ObjectTable::find_and_pin(const Key& key, TierSet allowed) const {
       if (holds_key(object, key)) {
         const Tier tier = first_visible(object.meta.load(std::memory_order_acquire), allowed);
         if (tier != Tier::none) {
+          pause_point(PausePoint::between_look_up_and_pin);
           const std::uint64_t meta = object.meta.fetch_add(one_pin(tier), std::memory_order_acquire);
+          pause_point(PausePoint::between_pin_and_recheck);
           const bool seen = (meta & visible_bit(tier)) != 0;
           if (seen && holds_key(object, key) && pins_of(meta, tier) < kMaxPins) [[likely]]
             return {&object, tier, (meta & pending_bit(tier)) != 0, false};

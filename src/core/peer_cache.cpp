@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 
 namespace harvest {
@@ -87,6 +88,7 @@ Lease& Lease::operator=(Lease&& other) noexcept {
 void Lease::release() {
   if (object_ == nullptr) return;
   core::unpin(*object_, tier_);
+  pause_point(PausePoint::between_unpin_and_end_of_release);
   object_ = nullptr;
   address_ = nullptr;
   tier_ = Tier::none;

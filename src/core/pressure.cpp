@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/log.hpp"
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 
 /// The monitor: how much of each peer may be ours, and whether it is in service.
@@ -60,12 +61,14 @@ void Cache::sample(Peer& peer) {
   peer.reserve_bytes =
       std::max(config_.pressure.reserve_bytes,
                std::min(static_cast<std::uint64_t>(peer.burst_bytes), memory->total_bytes / 4));
+  if (planted_bug(PlantedBug::reserve_ignored)) peer.reserve_bytes = 0;
   const std::uint64_t ours_or_free = memory->free_bytes + ours;
   peer.allowed_bytes =
       std::min(config_.peer_budget_bytes, ours_or_free - std::min(ours_or_free, peer.reserve_bytes));
 }
 
 void Cache::shrink_to_allowed(Peer& peer) {
+  if (planted_bug(PlantedBug::pressure_ignored)) return;
   const std::uint64_t staying = peer.pool->mapped_bytes() - peer.pool->fenced_bytes();
   if (staying <= peer.allowed_bytes) return;
   open_reclaim(peer, staying - peer.allowed_bytes, backend_.now_ns() + config_.pressure.sample_interval_ns,
@@ -82,7 +85,7 @@ std::uint64_t Cache::growable_bytes(const Peer& peer, TimeNs now_ns) const {
   const bool owner_waits = std::any_of(reclaims_.begin(), reclaims_.end(), [&](const Reclaim& reclaim) {
     return !reclaim.report.finished && reclaim.report.device == peer.device;
   });
-  if (owner_waits) return 0;
+  if (owner_waits && !planted_bug(PlantedBug::growth_while_owner_waits)) return 0;
   // A budget is the caller's own limit: only what the device has left needs the margin.
   const std::uint64_t by_device =
       peer.sampled.free_bytes > peer.reserve_bytes + config_.pressure.hysteresis_bytes
@@ -101,7 +104,8 @@ Status Cache::grow(Peer& peer, std::uint64_t object_bytes) {
   const auto plan = peer.pool->growth(object_bytes);
   if (!plan || growable_bytes(peer, backend_.now_ns()) < plan->segment_bytes)
     return fail(ErrorCode::out_of_memory, fmt::format("peer {} may not grow now", peer.device));
-  sample(peer);  // I6: what counts is what is free at this moment
+  if (!planted_bug(PlantedBug::growth_on_old_sample))
+    sample(peer);  // I6: what counts is what is free at this moment
   if (peer.lost || growable_bytes(peer, backend_.now_ns()) < plan->segment_bytes)
     return fail(ErrorCode::out_of_memory, fmt::format("peer {} has no memory to spare", peer.device));
   const Status grown = peer.pool->grow(object_bytes);
@@ -133,6 +137,7 @@ void Cache::hear_of_trouble() {
 }
 
 void Cache::suspend(Peer& peer) {
+  if (planted_bug(PlantedBug::failed_path_in_service)) return;
   const bool long_in_service = backend_.now_ns() - peer.suspended_until_ns >= kLongestSuspensionNs;
   if (long_in_service) peer.suspension_ns = 0;
   peer.suspension_ns = std::clamp(peer.suspension_ns * 2, kFirstSuspensionNs, kLongestSuspensionNs);
@@ -147,7 +152,7 @@ void Cache::suspend(Peer& peer) {
 }
 
 void Cache::lose_device(Peer& peer, std::string why) {
-  if (peer.lost) return;
+  if (peer.lost || planted_bug(PlantedBug::device_loss_not_noticed)) return;
   log().error("peer {} is lost: {}", peer.device, why);
   peer.lost = true;
   peer.why_out_of_service = std::move(why);

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <utility>
 
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 
 /// What is hot climbs: from reads to wishes, from wishes to promotions.
@@ -65,6 +66,8 @@ void Cache::learn_from_reads() {
 
 void Cache::promote_wished() {
   while (!wishes_.empty() && filling_bytes_ < config_.background_bytes) {
+    if (planted_bug(PlantedBug::promoted_by_chance))
+      std::swap(wishes_.front(), wishes_[planted_chance(wishes_.size())]);
     const auto [wanted, by_caller] = wishes_.front();
     wishes_.pop_front();
     Object& object = *wanted.object;

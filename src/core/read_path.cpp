@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 #include "core/ordering.hpp"
 
@@ -20,6 +21,8 @@ Reader& Cache::reader_of(StreamId stream) {
 }
 
 Lease Cache::acquire(const Key& key, StreamId stream) {
+  if (planted_bug(PlantedBug::callback_on_read_path)) poll();
+  if (planted_bug(PlantedBug::read_path_locks)) MutexLock lock(control_);
   Lease lease;
   const bool by_host = stream == StreamId::none;
   const Pinned pinned = table_.find_and_pin(key, by_host ? tier_bit(Tier::host) : kAllTiers);
@@ -32,18 +35,13 @@ Lease Cache::acquire(const Key& key, StreamId stream) {
   const auto tier = static_cast<std::size_t>(pinned.tier);
   if (!by_host) {
     if (static_cast<std::uint32_t>(stream) >= kOverflowStreamBit) static_cast<void>(reader_of(stream));
-    mark_used_by(object, stream);
+    if (!planted_bug(PlantedBug::leased_work_forgotten)) mark_used_by(object, stream);
   }
-  if (pinned.pending) [[unlikely]] {
-    const EventId ready = object.ready[tier].load(std::memory_order_relaxed);
-    const bool waits = by_host ? backend_.query_event(ready) == EventState::complete
-                               : backend_.stream_wait(stream, ready).has_value();
-    if (!waits) {
-      unpin(object, pinned.tier);
-      log_.record_miss();
-      lease.outcome_ = ErrorCode::busy;
-      return lease;
-    }
+  if (!wait_for_write(stream, pinned)) [[unlikely]] {
+    unpin(object, pinned.tier);
+    log_.record_miss();
+    lease.outcome_ = ErrorCode::busy;
+    return lease;
   }
   log_.record(pinned.tier, object.index.load(std::memory_order_relaxed), AccessLog::How::leased);
   lease.address_ = object.address[tier].load(std::memory_order_relaxed);
@@ -51,6 +49,18 @@ Lease Cache::acquire(const Key& key, StreamId stream) {
   lease.tier_ = pinned.tier;
   lease.outcome_ = ErrorCode::ok;
   return lease;
+}
+
+/// The stream waits for the write of a copy that is shown before it is complete (I3). False if it cannot. The
+/// host does not wait: no stream means false while the write is under way.
+bool Cache::wait_for_write(StreamId stream, const Pinned& pinned) {
+  if (!pinned.pending || planted_bug(PlantedBug::write_not_waited_for)) return true;
+  const EventId ready =
+      pinned.object->ready[static_cast<std::size_t>(pinned.tier)].load(std::memory_order_relaxed);
+  pause_point(PausePoint::between_pin_and_wait_for_write);
+  if (stream == StreamId::none) return backend_.query_event(ready) == EventState::complete;
+  if (planted_bug(PlantedBug::read_waits_on_host)) backend_.wait_event(ready, kNever);
+  return backend_.stream_wait(stream, ready).has_value();
 }
 
 /// A captured copy runs whenever its graph does, when the slot that it reads may hold another object.
@@ -105,7 +115,8 @@ Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
     TierSet failed = 0;
     for (const Reader::Watch& watch : ending.watches) {
       const bool unknown = watch.event == EventId::none;  // and so nobody can say that it is over
-      if (unknown || backend_.wait_event(watch.event, kNever) == EventState::failed) {
+      const bool bad = unknown || backend_.wait_event(watch.event, kNever) == EventState::failed;
+      if (bad && !planted_bug(PlantedBug::failed_copy_taken_as_good)) {
         failed |= tier_bit(watch.source == kHost              ? Tier::host
                            : watch.source == config_.consumer ? Tier::local
                                                               : Tier::peer);
@@ -194,7 +205,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
     const auto tier = static_cast<std::size_t>(pinned.tier);
     item.bytes = object.bytes.load(std::memory_order_relaxed);
     item.generation = object.generation.load(std::memory_order_relaxed);
-    if (item.bytes > item.capacity_bytes) {
+    if (item.bytes > item.capacity_bytes && !planted_bug(PlantedBug::capacity_ignored)) {
       item.outcome = ErrorCode::invalid_argument;
       unpin(object, pinned.tier);
       log_.record_miss();
@@ -203,7 +214,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
     item.outcome = ErrorCode::ok;
     item.served = pinned.tier;
     mark_used_by(object, stream);
-    if (pinned.pending && !backend_.stream_wait(stream, object.ready[tier].load(std::memory_order_relaxed))) {
+    if (!wait_for_write(stream, pinned)) {
       item.outcome = ErrorCode::unavailable;
       item.served = Tier::none;
       unpin(object, pinned.tier);
@@ -290,9 +301,11 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
     begin = end;
   }
   if (joined != EventId::none) {
-    order_after(backend_, stream, joined);
+    pause_point(PausePoint::between_record_and_join);
+    if (!planted_bug(PlantedBug::host_reads_not_joined)) order_after(backend_, stream, joined);
     backend_.release_event(joined);
   }
+  pause_point(PausePoint::between_submit_and_unpin);
   // The copies are in the stream, and the object knows the stream: from here on that mark protects them.
   for (const Reader::Item& entry : all) {
     const Tier served = items[entry.index].served;
@@ -313,6 +326,7 @@ StreamId Cache::side_stream(Reader& reader, StreamId stream, bool host_beside_ot
   }
   const auto begin = backend_.record_event(stream);
   if (!begin) return stream;
+  if (planted_bug(PlantedBug::host_reads_start_early)) return reader.side;
   const Status waits = backend_.stream_wait(reader.side, *begin);
   backend_.release_event(*begin);
   return waits ? reader.side : stream;
@@ -321,6 +335,7 @@ StreamId Cache::side_stream(Reader& reader, StreamId stream, bool host_beside_ot
 Status Cache::submit_group(Reader& reader, std::span<const Reader::Item> group,
                            std::span<const FetchItem> items, StreamId stream, Reader::Ending* ending) {
   reader.copies.clear();
+  if (planted_bug(PlantedBug::read_path_allocates)) reader.copies.shrink_to_fit();
   for (const Reader::Item& entry : group) {
     const FetchItem& item = items[entry.index];
     reader.copies.push_back({static_cast<std::byte*>(item.destination), entry.source, item.bytes});
@@ -328,6 +343,7 @@ Status Cache::submit_group(Reader& reader, std::span<const Reader::Item> group,
   const DeviceId source = group.front().device;
   Status status = backend_.copy(stream, {source, config_.consumer}, reader.copies);
   if (!status) return status;
+  pause_point(PausePoint::between_copy_and_watch);
   watch(reader, stream, source, ending);
   return {};
 }
@@ -360,15 +376,14 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
   TierSet allowed = kAllTiers & ~tier_bit(failed);
   item.served = Tier::none;
   item.outcome = ErrorCode::unavailable;
+  if (planted_bug(PlantedBug::next_tier_not_asked)) return;
   while (allowed != 0) {
     const Pinned pinned = table_.find_and_pin(item.key, allowed);
     if (pinned.object == nullptr) return;
     Object& object = *pinned.object;
     const auto tier = static_cast<std::size_t>(pinned.tier);
     mark_used_by(object, stream);
-    const bool waits =
-        !pinned.pending ||
-        backend_.stream_wait(stream, object.ready[tier].load(std::memory_order_relaxed)).has_value();
+    const bool waits = wait_for_write(stream, pinned);
     const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
     const harvest::Copy copy{static_cast<std::byte*>(item.destination),
                              object.address[tier].load(std::memory_order_relaxed), bytes};

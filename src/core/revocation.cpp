@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 
 /// Giving memory back: fence, empty, drain, unmap. Owners and the monitor come the same way.
@@ -123,9 +124,12 @@ void Cache::fence_cheapest(Peer& peer, TimeNs now_ns) {
     if (segments[i].mapped() && !segments[i].fenced)
       by_value.emplace_back(value_of(segments[i], now_ns) / static_cast<double>(segments[i].bytes), i);
   std::sort(by_value.begin(), by_value.end());
+  if (planted_bug(PlantedBug::fenced_by_chance) && !by_value.empty())
+    std::swap(by_value.front(), by_value[planted_chance(by_value.size())]);
   for (const auto& [value, segment] : by_value) {
     if (peer.pool->fenced_bytes() >= needed) break;
     peer.pool->fence(segment);
+    if (planted_bug(PlantedBug::reclaim_credited_when_fenced)) credit_reclaims(peer, segments[segment].bytes);
   }
 }
 
@@ -163,7 +167,7 @@ void Cache::empty_segment(Peer& peer, std::uint32_t segment) {
         break;
       case Elsewhere::perhaps: break;  // its other copy is on the way: soon we know
       case Elsewhere::nowhere:
-        if (object.backing == Backing::lossy) {
+        if (object.backing == Backing::lossy || planted_bug(PlantedBug::spill_not_moved)) {
           if (reclaim != nullptr) reclaim->report.lost_bytes += bytes;
           lose(object, revocation_reason(reclaim));
         } else {
@@ -181,7 +185,9 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
       return;  // on its way
 
   // A second copy on a peer needs an object of its own; it takes the first one's place when it is complete.
-  const Generation generation = object.generation.load(std::memory_order_relaxed);
+  const Generation generation = planted_bug(PlantedBug::moved_object_renamed)
+                                    ? next_generation_++
+                                    : object.generation.load(std::memory_order_relaxed);
   if (Object* twin = peers_.size() > 1 ? table_.create(object.key, generation) : nullptr) {
     twin->bytes.store(object.bytes.load(std::memory_order_relaxed), std::memory_order_relaxed);
     twin->backing = object.backing;
@@ -211,18 +217,25 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
 void Cache::unmap_drained(Peer& peer) {
   for (std::uint32_t i = 0; i < peer.pool->segments().size(); ++i) {
     const memory::Segment& segment = peer.pool->segments()[i];
-    if (!segment.mapped() || !segment.fenced || !segment.empty()) continue;
-    std::uint64_t bytes = segment.bytes;
+    if (!segment.mapped() || !segment.fenced) continue;
+    if (!segment.empty() && planted_bug(PlantedBug::lease_holds_up_others)) return;
+    if (!segment.empty()) continue;
+    const std::uint64_t bytes = segment.bytes;
     static_cast<void>(peer.pool->unmap(i));
     counters_.reclaim_returned_bytes += bytes;
     peer.sampled.free_bytes += bytes;
-    for (Reclaim& reclaim : reclaims_) {
-      ReclaimReport& report = reclaim.report;
-      if (report.finished || report.device != peer.device) continue;
-      const std::uint64_t credit = std::min(bytes, report.requested_bytes - report.returned_bytes);
-      report.returned_bytes += credit;
-      bytes -= credit;
-    }
+    pause_point(PausePoint::between_unmap_and_credit);
+    credit_reclaims(peer, bytes);
+  }
+}
+
+void Cache::credit_reclaims(const Peer& peer, std::uint64_t bytes) {
+  for (Reclaim& reclaim : reclaims_) {
+    ReclaimReport& report = reclaim.report;
+    if (report.finished || report.device != peer.device) continue;
+    const std::uint64_t credit = std::min(bytes, report.requested_bytes - report.returned_bytes);
+    report.returned_bytes += credit;
+    bytes -= credit;
   }
 }
 

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/assert.hpp"
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 #include "core/ordering.hpp"
 
@@ -88,6 +89,7 @@ bool Cache::evictable(const Object& object, Tier tier) const {
   if (copy.state != CopyState::live || !copy.has_slot || pins(object, tier) != 0) return false;
   if (tier == Tier::host) return object.evictable && object.backing == Backing::managed_host;
   const Elsewhere other = elsewhere(object, tier);
+  if (planted_bug(PlantedBug::sole_copy_evicted)) return other != Elsewhere::perhaps;
   return other == Elsewhere::surely || (other == Elsewhere::nowhere && object.backing == Backing::lossy);
 }
 
@@ -164,11 +166,12 @@ void Cache::place(Object& object, Tier tier, const Place& place) {
 void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
   Copy& copy = object.copy(tier);
   if (copy.has_slot) {
-    if (object.tenant != 0) wipe(copy.slot, copy.device, events);
+    if (object.tenant != 0 && !planted_bug(PlantedBug::wipe_skipped)) wipe(copy.slot, copy.device, events);
     if (Peer* peer = find_peer(copy.device); peer != nullptr && tier == Tier::peer)
       peer->tenant_bytes[object.tenant] -= copy.slot.bytes;
     pool_of(tier, copy.device)->release(copy.slot, std::move(events));
   } else {
+    if (planted_bug(PlantedBug::external_settled_early)) events.clear();
     settling_.push_back({object.key, object.generation.load(std::memory_order_relaxed), std::move(events)});
   }
   copy = Copy{};
@@ -177,6 +180,7 @@ void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
 /// The write into a slot waits for whoever still reads what was there before (write after read). The
 /// events stay the slot's until the write is given: if it is not, the slot still has those readers.
 void Cache::wait_for_slot(StreamId stream, const Place& place) {
+  if (planted_bug(PlantedBug::slot_readers_not_waited_for)) return;
   for (const EventId event : place.allocation.after) order_after(backend_, stream, event);
 }
 
@@ -187,7 +191,7 @@ void Cache::release_events(const Place& place) {
 void Cache::reveal(Object& object, Tier tier) {
   Copy& copy = object.copy(tier);
   copy.state = CopyState::live;
-  const bool pending = copy.ready != EventId::none;
+  const bool pending = copy.ready != EventId::none && !planted_bug(PlantedBug::write_shown_as_complete);
   ObjectTable::show(object, tier, pending);
   if (pending) pending_.push_back({&object, object.generation.load(std::memory_order_relaxed), tier});
 }
@@ -207,7 +211,8 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
   const StreamId stream = background_stream(from, to, source.copy(from).device, place.pool->config().device);
   source.meta.fetch_add(one_pin(from), std::memory_order_acquire);
   const Copy& read = source.copy(from);
-  if (read.ready != EventId::none) order_after(backend_, stream, read.ready);
+  if (read.ready != EventId::none && !planted_bug(PlantedBug::unwritten_source_copied))
+    order_after(backend_, stream, read.ready);
   wait_for_slot(stream, place);
 
   const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
@@ -236,7 +241,7 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
 void Cache::finish_fills() {
   for (std::size_t i = 0; i < fills_.size();) {
     const EventState state = backend_.query_event(fills_[i].done);
-    if (state == EventState::pending) {
+    if (state == EventState::pending && !planted_bug(PlantedBug::promotion_shown_unfinished)) {
       ++i;
       continue;
     }
@@ -244,7 +249,8 @@ void Cache::finish_fills() {
     fills_[i] = fills_.back();
     fills_.pop_back();
     backend_.release_event(fill.done);
-    end_fill(fill, state == EventState::complete);
+    pause_point(PausePoint::between_end_of_fill_and_reveal);
+    end_fill(fill, state != EventState::failed);
   }
 }
 
@@ -262,8 +268,9 @@ void Cache::end_fill(const Fill& fill, bool arrived) {
   // One that left may have done so because its write failed; of one that is live that may not be known yet.
   const Copy& read = source.copy(fill.from);
   const bool was_written =
-      read.state == CopyState::live &&
-      (read.ready == EventId::none || backend_.query_event(read.ready) == EventState::complete);
+      (read.state == CopyState::live &&
+       (read.ready == EventId::none || backend_.query_event(read.ready) == EventState::complete)) ||
+      planted_bug(PlantedBug::failed_write_copied_on);
   const Peer* peer = fill.to == Tier::peer ? find_peer(device) : nullptr;
   const bool wanted = source.linked && was_written && (peer == nullptr || !peer->lost) &&
                       (fill.reclaim != kPromotion || !in_fenced_segment(copy, fill.to));
@@ -303,6 +310,7 @@ Cache::Elsewhere Cache::elsewhere(const Object& object, Tier tier) const {
   for (const Tier other : {Tier::peer, Tier::host}) {  // a local copy comes and goes and vouches for nothing
     const Copy& copy = object.copy(other);
     if (other == tier || copy.state != CopyState::live) continue;
+    if (planted_bug(PlantedBug::unwritten_copy_vouches)) return Elsewhere::surely;
     if (copy.ready == EventId::none || backend_.query_event(copy.ready) == EventState::complete)
       return Elsewhere::surely;
     best = Elsewhere::perhaps;
@@ -314,6 +322,7 @@ void Cache::drop_copy(Object& object, Tier tier, DropReason reason) {
   Copy& copy = object.copy(tier);
   HARVEST_ASSERT(copy.state == CopyState::live, "only a live copy can be dropped");
   ObjectTable::hide(object, tier);
+  pause_point(PausePoint::between_hide_and_look_at_pins);
   copy.state = CopyState::leaving;
   eviction(tier).erase(object.key);
   ++counters_.dropped_copies[static_cast<std::size_t>(tier)][static_cast<std::size_t>(reason)];
@@ -322,12 +331,15 @@ void Cache::drop_copy(Object& object, Tier tier, DropReason reason) {
 }
 
 bool Cache::finish_leaving(Object& object, Tier tier) {
-  if (pins(object, tier) != 0) return false;
+  if (pins(object, tier) != 0 && !planted_bug(PlantedBug::lease_not_counted)) return false;
   auto asked = events_of_users(object);
   if (!asked) return false;
   std::vector<EventId> events = std::move(*asked);
+  if (planted_bug(PlantedBug::users_forgotten)) events.clear();
+  pause_point(PausePoint::between_events_and_free_slot);
   // Nobody pins it, so nobody can be about to wait for the write; but the write itself may still run.
-  if (const EventId ready = object.copy(tier).ready; ready != EventId::none) events.push_back(ready);
+  const EventId ready = object.copy(tier).ready;
+  if (ready != EventId::none && !planted_bug(PlantedBug::unfinished_write_forgotten)) events.push_back(ready);
   free_slot(object, tier, std::move(events));
   return true;
 }
@@ -388,10 +400,13 @@ std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object)
 /// I12: bytes of a tenant do not stay behind, neither for the next user of the slot nor for the owner.
 void Cache::wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events) {
   const StreamId stream = stream_of(device);
-  for (const EventId event : events) order_after(backend_, stream, event);
-  if (!backend_.fill(stream, device, slot.address, slot.bytes, 0)) return;  // only a lost device refuses
+  if (!planted_bug(PlantedBug::wipe_before_last_read))
+    for (const EventId event : events) order_after(backend_, stream, event);
+  const std::uint64_t bytes = planted_bug(PlantedBug::wipe_of_first_part) ? slot.bytes / 2 : slot.bytes;
+  if (!backend_.fill(stream, device, slot.address, bytes, 0)) return;  // only a lost device refuses
   const auto done = record_surely(backend_, stream);
   if (!done) return;
+  if (planted_bug(PlantedBug::wipe_not_waited_for)) return backend_.release_event(*done);
   events.push_back(*done);
 }
 
@@ -411,7 +426,9 @@ void Cache::retire(Object& object, DropReason reason) {
 
 void Cache::lose(Object& object, DropReason reason) {
   ++counters_.objects_lost;
-  tell(CacheEvent::Kind::lost, object, object.copy(Tier::peer).device);
+  const DeviceId device = object.copy(Tier::peer).device;
+  if (!planted_bug(PlantedBug::loss_not_told)) tell(CacheEvent::Kind::lost, object, device);
+  if (planted_bug(PlantedBug::loss_told_twice)) tell(CacheEvent::Kind::lost, object, device);
   retire(object, reason);
 }
 

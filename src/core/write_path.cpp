@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/assert.hpp"
+#include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 #include "core/ordering.hpp"
 
@@ -51,6 +52,7 @@ Result<Generation> Cache::put(const Key& key, const void* source, std::uint64_t 
     if (generation && waits)
       if (const auto event = record_surely(backend_, stream)) done = *event;
   }
+  pause_point(PausePoint::between_write_and_wait);
   if (done != EventId::none) {
     backend_.wait_event(done, kNever);
     backend_.release_event(done);
@@ -81,6 +83,8 @@ Result<Generation> Cache::put_on_stream(const Key& key, const void* source, std:
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
     if (has_tier(tier)) admission(tier).record(key, facts_of(*object, tier));
 
+  if (planted_bug(PlantedBug::old_object_goes_first) && table_.find(key) != nullptr)
+    retire(*table_.find(key), DropReason::replaced);
   if (Status status = write_object(*object, source, options, stream); !status) {
     table_.recycle(*object);
     return tl::unexpected(status.error());
@@ -92,11 +96,12 @@ Result<Generation> Cache::put_on_stream(const Key& key, const void* source, std:
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
     if (object->copy(tier).has_bytes()) reveal(*object, tier);
   table_.link(*object);
+  pause_point(PausePoint::between_link_and_unlink);
   if (old != nullptr) retire(*old, DropReason::replaced);
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) enter_policy(*object, tier);
   if (options.source_device == kHost && !wish(*object, Tier::local))
     static_cast<void>(wish(*object, Tier::peer));
-  return next_generation_++;
+  return planted_bug(PlantedBug::generation_reused) ? next_generation_ : next_generation_++;
 }
 
 Status Cache::write_object(Object& object, const void* source, const PutOptions& options, StreamId stream) {
@@ -155,6 +160,7 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
 Result<EventId> Cache::copy_and_record(StreamId stream, Route route, const harvest::Copy& run) {
   MutexLock lock(reader_of(stream).mutex);
   if (Status given = backend_.copy(stream, route, {&run, 1}); !given) return tl::unexpected(given.error());
+  pause_point(PausePoint::between_copy_and_watch);
   return record_surely(backend_, stream);
 }
 

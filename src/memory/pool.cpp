@@ -7,6 +7,7 @@
 #include <bit>
 
 #include "base/assert.hpp"
+#include "base/test_hooks.hpp"
 
 namespace harvest::memory {
 namespace {
@@ -159,7 +160,7 @@ std::optional<Allocation> Pool::allocate(std::uint64_t object_bytes, std::uint32
     --segment.draining;
     ++segment.used;
     segment.owners[taken.slot.index] = owner;
-    draining_bytes_ -= taken.slot.bytes;
+    if (!planted_bug(PlantedBug::draining_slot_counted_twice)) draining_bytes_ -= taken.slot.bytes;
     used_bytes_ += taken.slot.bytes;
     return taken;
   }
@@ -225,7 +226,8 @@ void Pool::release(const Slot& slot, std::vector<EventId> events) {
 void Pool::collect() {
   for (auto it = draining_.begin(); it != draining_.end();) {
     std::erase_if(it->events, [&](EventId event) {
-      if (backend_.query_event(event) == EventState::pending) return false;
+      const bool pending = backend_.query_event(event) == EventState::pending;
+      if (pending && !planted_bug(PlantedBug::drain_not_waited_for)) return false;
       backend_.release_event(event);
       return true;
     });
@@ -237,7 +239,7 @@ void Pool::collect() {
     unindex(it->slot.segment);
     --segment.draining;
     draining_bytes_ -= it->slot.bytes;
-    segment.free_slots.push_back(it->slot.index);
+    if (!planted_bug(PlantedBug::freed_slot_forgotten)) segment.free_slots.push_back(it->slot.index);
     index(it->slot.segment);
     it = draining_.erase(it);
   }
@@ -254,7 +256,8 @@ Status Pool::unmap(std::uint32_t id) {
   Segment& segment = segments_[id];
   HARVEST_ASSERT(segment.mapped() && segment.fenced && segment.empty(),
                  "only a fenced, empty segment goes back");
-  const Status status = backend_.unmap_segment(segment.base);
+  const Status status =
+      planted_bug(PlantedBug::mapping_kept) ? Status{} : backend_.unmap_segment(segment.base);
   mapped_bytes_ -= segment.bytes;
   fenced_bytes_ -= segment.bytes;
   segment = Segment{};
