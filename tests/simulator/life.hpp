@@ -79,8 +79,9 @@ class Life {
   /// A put whose stream may still read its source, and whose bytes may still be on their way.
   struct Source {
     EventId event = EventId::none;
-    std::byte* memory = nullptr;  ///< null where the source is on the GPU
-    Generation generation = 0;    ///< 0 if the put was refused
+    std::byte* memory = nullptr;
+    Generation generation = 0;         ///< 0 if the put was refused
+    EventId uploaded = EventId::none;  ///< of a source on the GPU: the life's own copy to there
   };
   struct Held {
     Lease lease;

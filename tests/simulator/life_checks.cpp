@@ -37,9 +37,13 @@ void Life::check_sources() {
   std::erase_if(sources_, [&](Source& source) {
     if (backend_->query_event(source.event) == EventState::pending) return false;
     backend_->release_event(source.event);
+    const bool garbled =
+        source.uploaded != EventId::none && backend_->query_event(source.uploaded) == EventState::failed;
+    if (source.uploaded != EventId::none) backend_->release_event(source.uploaded);
     if (source.memory != nullptr) static_cast<void>(simulated_->release_host_range(source.memory));
     if (Stored* what = source.generation == 0 ? nullptr : model_.find(source.generation)) {
       what->under_way = false;
+      what->garbled = garbled;
       what->doubtful = what->doubtful || failures() != what->failures_before;
     }
     return true;

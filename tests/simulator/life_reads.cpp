@@ -172,6 +172,8 @@ void Life::compare(const std::byte* bytes, Generation generation, std::string_vi
     wrong = first_wrong_word(bytes, what.bytes, what.version, what.tenant);
   }
   if (wrong == what.bytes) return;
+  check_sources();
+  if (what.garbled) return;
   // A read that did not wait may have been given bytes whose put failed on its way: then the loss is told.
   if (!surely) {
     static_cast<void>(cache_->poll());

@@ -74,7 +74,8 @@ void Life::put_key(std::uint64_t key) {
     static_cast<void>(simulated_->release_host_range(memory));
     return;
   }
-  sources_.push_back({*backend_->record_event(options.stream), memory, generation.value_or(0)});
+  sources_.push_back(
+      {*backend_->record_event(options.stream), memory, generation.value_or(0), EventId::none});
 }
 
 /// The bytes are written by work on the stream itself, as a model's own kernel would.
@@ -96,11 +97,12 @@ void Life::put_from_gpu() {
     static_cast<void>(simulated_->release_host_range(memory));
     return;
   }
+  const EventId uploaded = *backend_->record_event(stream.id);
   putting_ = true;
   const auto generation = cache_->put(what.key, stream.source, what.bytes, options);
   putting_ = false;
   stored(generation, what, latest, failed, false);
-  sources_.push_back({*backend_->record_event(stream.id), memory, generation.value_or(0)});
+  sources_.push_back({*backend_->record_event(stream.id), memory, generation.value_or(0), uploaded});
 }
 
 void Life::stored(const Result<Generation>& generation, Stored what, Generation latest_before,

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "simulator/planted.hpp"
 #include "simulator/shrink.hpp"
 #include "simulator/trial.hpp"
 
@@ -35,6 +36,8 @@ struct Options {
   bool trace = false;
   bool once = false;
   bool no_shrink = false;
+  std::string plant;
+  bool planted = false;
 };
 
 std::optional<std::uint64_t> number_in(const std::string& text) {
@@ -153,7 +156,7 @@ class Campaign {
                outcome.message, arguments_of(outcome.life));
     std::fflush(stdout);
     if (options_.no_shrink) return 1;
-    const Outcome smallest = shrink(outcome, !options_.once, 2000, [&](const Outcome& smaller) {
+    const Outcome smallest = shrink(outcome, {.repeat = !options_.once}, 2000, [&](const Outcome& smaller) {
       if (shows_progress_) fmt::print(stderr, "\r{} operations ", operations_of(smaller.life));
     });
     if (shows_progress_) fmt::print(stderr, "\r{:60}\r", "");
@@ -220,12 +223,24 @@ int main(int argc, char** argv) {
   app.add_flag("--trace", options.trace, "print the plan and every operation of one seed, in this process");
   app.add_flag("--once", options.once, "do not live each life twice");
   app.add_flag("--no-shrink", options.no_shrink, "do not look for a smaller case after a failure");
+  if (can_plant_bugs()) {
+    app.add_option("--plant", options.plant,
+                   "make this mistake, one of the registry in src/base/test_hooks.cpp");
+    app.add_flag(
+        "--planted", options.planted,
+        "make each mistake of the registry, and look for it in at most --seeds lives of --ops operations");
+  }
   CLI11_PARSE(app, argc, argv);
   const auto life = make_case(options);
   if (!life) {
     fmt::print(stderr, "simulator: {}\n", life.error().message);
     return 2;
   }
+  if (!options.plant.empty() && !plant_bug(options.plant)) {
+    fmt::print(stderr, "simulator: --plant: there is no bug '{}'\n", options.plant);
+    return 2;
+  }
+  if (options.planted) return find_planted_bugs(*life, options.seeds, options.jobs);
   if (options.trace) {
     fmt::print("{}", describe(draw_plan(*life)));
     const LifeResult result = live(*life, !options.once, true, [](std::uint32_t number, Operation) {

@@ -25,6 +25,7 @@ struct Stored {
   bool under_way = false;             ///< its bytes may not have arrived yet
   std::uint64_t failures_before = 0;  ///< copies that had failed when its put began
   bool doubtful = false;              ///< a copy failed while its bytes were under way: it may be told lost
+  bool garbled = false;               ///< its source was not what it should be, so nobody knows its bytes
   bool told_gone = false;
 };
 

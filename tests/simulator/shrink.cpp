@@ -31,8 +31,9 @@ void set_numbers(Case& life, const Numbers& numbers) {
 
 class Shrinker {
  public:
-  Shrinker(Outcome failed, bool repeat, int attempts, const std::function<void(const Outcome&)>& tell)
-      : best_(std::move(failed)), repeat_(repeat), attempts_(attempts), tell_(tell) {}
+  Shrinker(Outcome failed, const TrialOptions& options, int attempts,
+           const std::function<void(const Outcome&)>& tell)
+      : best_(std::move(failed)), options_(options), attempts_(attempts), tell_(tell) {}
 
   Outcome run() {
     cut_the_end();
@@ -52,7 +53,7 @@ class Shrinker {
  private:
   bool try_this(const Case& life) {
     if (attempts_-- <= 0) return false;
-    Outcome outcome = try_case(life, repeat_);
+    Outcome outcome = try_case(life, options_);
     if (outcome.passed || outcome.invariant() != best_.invariant()) return false;
     best_ = std::move(outcome);
     tell_(best_);
@@ -103,7 +104,7 @@ class Shrinker {
   }
 
   Outcome best_;
-  bool repeat_;
+  TrialOptions options_;
   int attempts_;
   const std::function<void(const Outcome&)>& tell_;
 };
@@ -117,11 +118,11 @@ std::uint32_t operations_of(const Case& life) {
   return sum;
 }
 
-Outcome shrink(Outcome failed, bool repeat, int attempts,
+Outcome shrink(Outcome failed, TrialOptions options, int attempts,
                const std::function<void(const Outcome& smaller)>& tell) {
   // Only a life that differs from itself has to be lived twice.
-  const bool twice = repeat && failed.invariant() == "I11";
-  return Shrinker(std::move(failed), twice, attempts, tell).run();
+  options.repeat = options.repeat && failed.invariant() == "I11";
+  return Shrinker(std::move(failed), options, attempts, tell).run();
 }
 
 }  // namespace harvest::simulator

@@ -9,7 +9,7 @@ namespace harvest::simulator {
 
 /// Looks for the smallest case that breaks the same invariant as `failed`: fewer operations, fewer faults, a
 /// smaller machine. `tell` hears of each that is smaller. At most `attempts` lives.
-[[nodiscard]] Outcome shrink(Outcome failed, bool repeat, int attempts,
+[[nodiscard]] Outcome shrink(Outcome failed, TrialOptions options, int attempts,
                              const std::function<void(const Outcome& smaller)>& tell);
 
 /// How many operations a case has.

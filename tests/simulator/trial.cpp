@@ -16,8 +16,6 @@
 namespace harvest::simulator {
 namespace {
 
-/// No operation of a life takes nearly as long: it hangs.
-constexpr unsigned kPatienceS = 60;
 constexpr std::uint32_t kOperationsBetweenAlarms = 16;
 
 /// What a life and its parent both see.
@@ -36,18 +34,19 @@ struct Child {
   Progress* progress = nullptr;
 };
 
-[[noreturn]] void be_the_child(const Case& life, bool repeat, int output, Progress& progress) {
+[[noreturn]] void be_the_child(const Case& life, const TrialOptions& options, int output,
+                               Progress& progress) {
   dup2(output, STDERR_FILENO);
-  alarm(kPatienceS);
-  progress.result = live(life, repeat, false, [&](std::uint32_t number, Operation) {
+  alarm(options.patience_s);
+  progress.result = live(life, options.repeat, false, [&](std::uint32_t number, Operation) {
     progress.number = number;
-    if (number % kOperationsBetweenAlarms == 0) alarm(kPatienceS);
+    if (number % kOperationsBetweenAlarms == 0) alarm(options.patience_s);
   });
   progress.finished = true;
   _exit(0);
 }
 
-Child begin(const Case& life, bool repeat) {
+Child begin(const Case& life, const TrialOptions& options) {
   Child child;
   child.life = life;
   void* const shared =
@@ -62,7 +61,7 @@ Child begin(const Case& life, bool repeat) {
     throw std::runtime_error(fmt::format("no process for a life: {}", std::strerror(errno)));
   if (child.process == 0) {
     close(ends[0]);
-    be_the_child(life, repeat, ends[1], *child.progress);
+    be_the_child(life, options, ends[1], *child.progress);
   }
   close(ends[1]);
   return child;
@@ -82,8 +81,7 @@ std::string what_happened(const std::string& text, int status) {
     at = end + 1;
   }
   if (!last.empty()) return last.starts_with("harvest: ") ? "assertion: " + last : last;
-  if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
-    return fmt::format("hang: an operation takes longer than {} s", kPatienceS);
+  if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM) return "hang: an operation does not end";
   return WIFSIGNALED(status) ? fmt::format("signal: {}", strsignal(WTERMSIG(status)))
                              : fmt::format("exit: code {}", WEXITSTATUS(status));
 }
@@ -134,7 +132,7 @@ void run_trials(const TrialOptions& options, const std::function<bool(Case& life
     while (go_on && more && children.size() < options.jobs) {
       Case life;
       more = next(life);
-      if (more) children.push_back(begin(life, options.repeat));
+      if (more) children.push_back(begin(life, options));
     }
     if (children.empty()) return;
     for (const Outcome& outcome : listen(children))
@@ -144,8 +142,8 @@ void run_trials(const TrialOptions& options, const std::function<bool(Case& life
   }
 }
 
-Outcome try_case(const Case& life, bool repeat) {
-  Child child = begin(life, repeat);
+Outcome try_case(const Case& life, const TrialOptions& options) {
+  Child child = begin(life, options);
   std::vector<Child> children;
   children.push_back(std::move(child));
   while (true) {

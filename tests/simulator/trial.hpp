@@ -24,7 +24,8 @@ struct Outcome {
 
 struct TrialOptions {
   std::uint32_t jobs = 1;
-  bool repeat = true;  ///< every life is lived twice and compared (I11)
+  bool repeat = true;        ///< every life is lived twice and compared (I11)
+  unsigned patience_s = 60;  ///< no operation of a life takes nearly as long: it hangs
 };
 
 /// Lives all cases that `next` gives until it has no more, `jobs` at a time, and tells of each outcome in the
@@ -33,6 +34,6 @@ void run_trials(const TrialOptions& options, const std::function<bool(Case& life
                 const std::function<bool(const Outcome& outcome)>& tell);
 
 /// One case.
-[[nodiscard]] Outcome try_case(const Case& life, bool repeat);
+[[nodiscard]] Outcome try_case(const Case& life, const TrialOptions& options);
 
 }  // namespace harvest::simulator
