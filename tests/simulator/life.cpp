@@ -56,6 +56,7 @@ Life::Life(const Case& life) : case_(life), plan_(draw_plan(life)), hash_(life.s
       if (held.lease.data() >= address && held.lease.data() < address + bytes) return true;
     return false;
   };
+  backend_->owner_waits = [this](DeviceId device) { return owner_waits(device); };
   backend_->read_meanwhile = [this] { read_meanwhile(); };
   random_ = Random(life.seed);
   if (!life.nth) change_faults();

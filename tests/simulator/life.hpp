@@ -94,6 +94,8 @@ class Life {
     DeviceId device = kHost;
     bool was_empty = false;  ///< nothing was ours when it began
     std::uint64_t emptied_before = 0;
+    std::uint64_t unmapped_before = 0;
+    std::uint64_t bytes = 0;
     ReclaimReport last;
   };
   struct Stream {
@@ -109,6 +111,7 @@ class Life {
   void erase();
   void erase_key(std::uint64_t key);
   void race_on_key();
+  [[nodiscard]] Begun begun(DeviceId device, std::uint64_t bytes) const;
   void stored(const Result<Generation>& generation, Stored what, Generation latest_before,
               std::uint64_t failures_before, bool waited);
   [[nodiscard]] Stored draw_object(std::uint64_t key);
@@ -131,6 +134,7 @@ class Life {
   void look();
   void expect_missing(std::uint64_t key);
   void compare(const std::byte* bytes, Generation generation, std::string_view how, bool surely);
+  [[nodiscard]] bool is_garbled(Generation generation);
   void compare_held(Held& held, std::string_view how);
   void read_everything();
   void collect(const Stream& stream, DeviceId from,
@@ -150,6 +154,8 @@ class Life {
   void wrong_call();
   void change_faults();
   void break_link();
+  void read_over_broken_link(DeviceId peer);
+  [[nodiscard]] bool owner_waits(DeviceId device) const;
   void lose_device(DeviceId device);
   void lose_all_peers();
   void jump_clock();
@@ -205,6 +211,7 @@ class Life {
   std::deque<Source> sources_;
   std::vector<Held> leases_;
   std::vector<Begun> reclaims_;
+  std::optional<Begun> waiting_;                ///< the reclaim that waits, while it does
   std::map<DeviceId, std::uint64_t> returned_;  ///< credited to reclaims that were begun, all in all
 
   FaultPlan planned_;  ///< in force

@@ -34,6 +34,13 @@ void Life::check_arrivals() {
 }
 
 void Life::check_sources() {
+  for (const Source& source : sources_) {  // what arrived on a peer while the host's copy is still under way
+    Stored* what = source.generation == 0 ? nullptr : model_.find(source.generation);
+    if (what == nullptr || what->on_peer == nullptr || what->arrived_on_peer || plan_.phantom) continue;
+    what->arrived_on_peer =
+        backend_->segment_of(what->peer, what->on_peer).first != nullptr &&
+        first_wrong_word(what->on_peer, what->bytes, what->version, what->tenant) == what->bytes;
+  }
   std::erase_if(sources_, [&](Source& source) {
     if (backend_->query_event(source.event) == EventState::pending) return false;
     backend_->release_event(source.event);

@@ -28,7 +28,9 @@ void Life::reclaim() {
                               .begin()[random_.below(4)];
   const TimeNs deadline = backend_->now_ns() + patience;
   const Witness::Account before = backend_->account(*device);
+  waiting_ = begun(*device, bytes);
   const auto report = cache_->reclaim(*device, bytes, deadline);
+  waiting_.reset();
   require(report.has_value(), "I5", "a reclaim is refused: {}",
           report ? std::string() : report.error().message);
   const Witness::Account& after = backend_->account(*device);
@@ -53,16 +55,32 @@ void Life::reclaim() {
   returned_[*device] += report->returned_bytes;
 }
 
+Life::Begun Life::begun(DeviceId device, std::uint64_t bytes) const {
+  const Witness::Account& account = backend_->account(device);
+  return {ReclaimId::none, device, account.segments.empty(), account.times_emptied, account.unmapped_bytes,
+          bytes,           {}};
+}
+
+/// Surely: what was unmapped since does not cover what it asked for.
+bool Life::owner_waits(DeviceId device) const {
+  const Witness::Account& account = backend_->account(device);
+  const auto waits = [&](const Begun& one) {
+    return one.device == device && !one.last.finished && !one.was_empty &&
+           account.times_emptied == one.emptied_before &&
+           account.unmapped_bytes - one.unmapped_before < one.bytes;
+  };
+  return (waiting_ && waits(*waiting_)) || std::any_of(reclaims_.begin(), reclaims_.end(), waits);
+}
+
 void Life::begin_reclaim() {
   const auto device = random_peer();
   if (!device) return;
   const TimeNs patience = static_cast<TimeNs>(random_.below(3)) * 10 * kMillisecond;
-  const Witness::Account& account = backend_->account(*device);
-  const bool was_empty = account.segments.empty();
-  const std::uint64_t emptied = account.times_emptied;
-  const auto id = cache_->begin_reclaim(*device, random_.between(1, 8 * kMiB), backend_->now_ns() + patience);
+  Begun one = begun(*device, random_.between(1, 8 * kMiB));
+  const auto id = cache_->begin_reclaim(*device, one.bytes, backend_->now_ns() + patience);
   require(id.has_value(), "I5", "a reclaim is refused: {}", id ? std::string() : id.error().message);
-  reclaims_.push_back({*id, *device, was_empty, emptied, {}});
+  one.id = *id;
+  reclaims_.push_back(one);
   if (reclaims_.size() > 32) reclaims_.erase(reclaims_.begin());
 }
 
@@ -232,6 +250,25 @@ void Life::break_link() {
     down_.erase(link);
   else
     down_.insert(link);
+  if (!up && link == std::pair{*peer, plan_.config.consumer} && random_.chance(0.5))
+    read_over_broken_link(*peer);
+}
+
+/// I10: a peer whose copies fail leaves service.
+void Life::read_over_broken_link(DeviceId peer) {
+  const Stream& stream = random_stream();
+  for (std::uint64_t key = 1; key <= plan_.keys; ++key) {
+    const Lease lease = cache_->acquire(key, stream.id);
+    if (!lease || lease.device() != peer) continue;
+    const std::uint64_t failed = cache_->stats().failed_copies;
+    fetch_keys(stream, {key}, true);
+    if (cache_->stats().failed_copies == failed) continue;
+    static_cast<void>(cache_->poll());
+    for (const PoolStats& pool : cache_->stats().pools)
+      require(pool.device != peer || !pool.in_service, "I10",
+              "a copy from device {} failed, and it is in service", peer);
+    return;
+  }
 }
 
 void Life::lose_device(DeviceId device) {

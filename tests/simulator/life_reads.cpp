@@ -172,12 +172,13 @@ void Life::compare(const std::byte* bytes, Generation generation, std::string_vi
     wrong = first_wrong_word(bytes, what.bytes, what.version, what.tenant);
   }
   if (wrong == what.bytes) return;
-  check_sources();
-  if (what.garbled) return;
-  // A read that did not wait may have been given bytes whose put failed on its way: then the loss is told.
+  if (is_garbled(generation)) return;
+  // A read that did not wait may have been given bytes whose put failed on its way. Then the loss is told, if
+  // the object did not go before.
   if (!surely) {
     static_cast<void>(cache_->poll());
-    if (model_.at(generation).told_gone) return;
+    const bool failed = what.doubtful || (what.under_way && failures() > what.failures_before);
+    if (what.told_gone || (failed && model_.current(what.key) != generation)) return;
   }
   std::string found;
   if (!plan_.phantom && wrong + 8 <= what.bytes) {
@@ -187,6 +188,13 @@ void Life::compare(const std::byte* bytes, Generation generation, std::string_vi
   violated("I2", fmt::format(
                      "{}: wrong bytes from {} of {}, key {}, generation {} (version {}, {}); found: {}", how,
                      wrong, what.bytes, what.key, generation, what.version, to_string(what.backing), found));
+}
+
+bool Life::is_garbled(Generation generation) {
+  for (const Source& source : sources_)
+    if (source.generation == generation && source.uploaded != EventId::none)
+      return backend_->query_event(source.uploaded) == EventState::failed;
+  return model_.at(generation).garbled;
 }
 
 /// I4: what is not there was erased, or its end was told.
@@ -293,7 +301,8 @@ void Life::read_meanwhile() {
   Random random(simulated_->now_ns());
   const Lease lease = cache_->acquire(random.between(1, plan_.keys), StreamId::none);
   if (lease && !plan_.phantom)
-    if (const Stored* what = model_.find(lease.generation()))
+    if (const Stored* what = model_.find(lease.generation());
+        what != nullptr && !what->under_way && !what->doubtful && !what->garbled)
       require(first_wrong_word(lease.data(), what->bytes, what->version, what->tenant) == what->bytes, "I2",
               "a lease in the middle of a driver's call has wrong bytes, key {}", what->key);
   reading_ = was_reading;

@@ -98,9 +98,15 @@ void Life::put_from_gpu() {
     return;
   }
   const EventId uploaded = *backend_->record_event(stream.id);
+  backend_->forget_copies();
   putting_ = true;
   const auto generation = cache_->put(what.key, stream.source, what.bytes, options);
   putting_ = false;
+  for (const DeviceId peer : peers_)
+    if (const auto written = backend_->written().find(peer); written != backend_->written().end()) {
+      what.on_peer = written->second;
+      what.peer = peer;
+    }
   stored(generation, what, latest, failed, false);
   sources_.push_back({*backend_->record_event(stream.id), memory, generation.value_or(0), uploaded});
 }

@@ -42,7 +42,8 @@ void Model::hear(const CacheEvent& event, const std::set<DeviceId>& lost_devices
   switch (event.kind) {
     case Kind::lost: {
       const bool with_its_device = what->backing == Backing::spill && lost_devices.contains(event.device);
-      require(what->backing == Backing::lossy || with_its_device || doubtful, "I4",
+      const bool survived = what->arrived_on_peer && !lost_devices.contains(what->peer);
+      require(what->backing == Backing::lossy || with_its_device || (doubtful && !survived), "I4",
               "key {} is told lost, its backing is {}", what->key, to_string(what->backing));
       break;
     }

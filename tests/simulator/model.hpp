@@ -25,7 +25,10 @@ struct Stored {
   bool under_way = false;             ///< its bytes may not have arrived yet
   std::uint64_t failures_before = 0;  ///< copies that had failed when its put began
   bool doubtful = false;              ///< a copy failed while its bytes were under way: it may be told lost
-  bool garbled = false;               ///< its source was not what it should be, so nobody knows its bytes
+  std::byte* on_peer = nullptr;       ///< where its put also wrote a copy on a peer
+  DeviceId peer = kHost;
+  bool arrived_on_peer = false;
+  bool garbled = false;  ///< its source was not what it should be, so nobody knows its bytes
   bool told_gone = false;
 };
 

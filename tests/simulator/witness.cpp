@@ -77,6 +77,8 @@ void Witness::check_growth(DeviceId device, std::uint64_t bytes) const {
   require(bytes + reserve <= *account.answered_free_bytes, "I6",
           "{} bytes of device {} are taken where {} are free and {} are reserved", bytes, device,
           *account.answered_free_bytes, reserve);
+  require(!owner_waits || !owner_waits(device), "I6", "{} bytes of device {} are taken while its owner waits",
+          bytes, device);
   require(account.mapped_bytes + bytes <= plan_.config.peer_budget_bytes, "I6",
           "{} bytes of device {} are taken beside {}, the budget is {}", bytes, device, account.mapped_bytes,
           plan_.config.peer_budget_bytes);
@@ -159,6 +161,7 @@ Status Witness::stream_wait(StreamId stream, EventId event) {
 Status Witness::copy(StreamId stream, Route route, std::span<const Copy> copies) {
   const NotCounting not_counting;
   const Status given = inner_.copy(stream, route, copies);
+  if (given) written_[route.to] = copies.back().destination;
   if (!given || !plan_.corrupt_path || !(route == *plan_.corrupt_path)) return given;
   for (const Copy& copy : copies) static_cast<void>(inner_.fill(stream, route.to, copy.destination, 1, 0xA5));
   return given;

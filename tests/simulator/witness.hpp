@@ -39,6 +39,8 @@ class Witness : public test::ForwardingBackend {
 
   /// Asked before a segment goes: is any byte of it leased?
   std::function<bool(const std::byte* address, std::uint64_t bytes)> is_leased;
+  /// Asked before a segment comes: does an owner wait for memory of this device?
+  std::function<bool(DeviceId device)> owner_waits;
   /// Called in the middle of a driver's call under the cache's lock: reads go on meanwhile (I9).
   std::function<void()> read_meanwhile;
 
@@ -52,6 +54,9 @@ class Witness : public test::ForwardingBackend {
   /// The segment that an address lies in: address and size; null if none.
   [[nodiscard]] std::pair<std::byte*, std::uint64_t> segment_of(DeviceId device,
                                                                 const std::byte* address) const;
+  /// The last copy to each device since `forget_copies`.
+  void forget_copies() { written_.clear(); }
+  [[nodiscard]] const std::map<DeviceId, std::byte*>& written() const { return written_; }
   [[nodiscard]] std::size_t live_events() const { return events_.size(); }
   [[nodiscard]] std::size_t live_streams() const { return streams_.size(); }
 
@@ -82,6 +87,7 @@ class Witness : public test::ForwardingBackend {
   bool in_between_ = false;
   std::map<DeviceId, Account> accounts_;
   std::map<std::byte*, DeviceId> owners_;
+  std::map<DeviceId, std::byte*> written_;
   std::set<DeviceId> lost_;
   std::set<EventId> events_;
   std::set<StreamId> streams_;
