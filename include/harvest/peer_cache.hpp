@@ -223,7 +223,8 @@ class PeerCache {
   Status fetch_and_wait(std::span<FetchItem> items, StreamId stream);
 
   /// Pins the best copy for reading in place by work that is given to `stream` from now on; with
-  /// `StreamId::none`, by the host. Cost: about 50 ns.
+  /// `StreamId::none`, by the host. Of a copy that is still being written the stream's work waits for the
+  /// write; that it failed in flight is told by `poll`'s events alone, as with `fetch`. Cost: about 50 ns.
   [[nodiscard]] Lease acquire(const Key& key, StreamId stream);
 
   /// Where a read of `key` would be served now. No promise, and not counted as an access.

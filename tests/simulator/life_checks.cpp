@@ -75,6 +75,8 @@ void Life::check_reclaims() {
               report->returned_bytes);
       begun.last = *report;
     }
+    // Of those that are over only the last few are remembered; one that is not over is never forgotten.
+    if (!report) begun.last.finished = true;
     credited[begun.device] += begun.last.returned_bytes;
   }
   for (const auto& [device, bytes] : credited)
@@ -136,7 +138,7 @@ void Life::check_wiped_at_rest() {
     if (is_lost(device.id)) continue;
     for (const auto& [address, bytes] : backend_->account(device.id).segments)
       for (std::uint64_t at = 0; at + 8 <= bytes; at += 8)
-        if (const auto word = read_word(address + at);
+        if (const auto word = read_word(address + at, next_version_);
             word && word->tenant != 0 && !alive.contains(word->version))
           violated("I12", fmt::format("bytes of tenant {} (version {}, which is gone) are left on device {}",
                                       word->tenant, word->version, device.id));

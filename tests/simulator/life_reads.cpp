@@ -173,16 +173,15 @@ void Life::compare(const std::byte* bytes, Generation generation, std::string_vi
   }
   if (wrong == what.bytes) return;
   if (is_garbled(generation)) return;
-  // A read that did not wait may have been given bytes whose put failed on its way. Then the loss is told, if
-  // the object did not go before.
+  // A read that did not wait may have been given a copy whose write failed on its way. Nobody tells the
+  // reader.
   if (!surely) {
     static_cast<void>(cache_->poll());
-    const bool failed = what.doubtful || (what.under_way && failures() > what.failures_before);
-    if (what.told_gone || (failed && model_.current(what.key) != generation)) return;
+    if (what.told_gone || what.doubtful || (what.under_way && failures() > what.failures_before)) return;
   }
   std::string found;
   if (!plan_.phantom && wrong + 8 <= what.bytes) {
-    const auto word = read_word(bytes + wrong);
+    const auto word = read_word(bytes + wrong, next_version_);
     found = word ? fmt::format("version {}, word {}", word->version, word->index) : "no word of any object";
   }
   violated("I2", fmt::format(

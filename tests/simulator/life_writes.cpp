@@ -21,6 +21,7 @@ Stored Life::draw_object(std::uint64_t key) {
   Stored what;
   what.key = key;
   what.version = next_version_++;
+  backend_->note_versions(next_version_);
   switch (random_.weighted({35, 45, 20})) {
     case 0: what.bytes = random_.between(1, 512); break;
     case 1: what.bytes = random_.between(512, 16 * kKiB); break;
@@ -91,6 +92,9 @@ void Life::put_from_gpu() {
   options.stream = stream.id;
   std::byte* const memory = host_memory(what.bytes, what);
   const Copy upload{stream.source, memory, what.bytes};
+  // Where the upload fails, no earlier object's bytes are put in its stead.
+  static_cast<void>(
+      backend_->fill(stream.id, plan_.config.consumer, stream.source, plan_.largest_object_bytes, 0xCD));
   const Generation latest = model_.latest();
   const std::uint64_t failed = failures();
   if (!backend_->copy(stream.id, {kHost, plan_.config.consumer}, {&upload, 1})) {

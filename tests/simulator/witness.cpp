@@ -107,7 +107,7 @@ Status Witness::unmap_segment(std::byte* address) {
 void Witness::check_wiped(DeviceId device, const std::byte* address, std::uint64_t bytes) const {
   if (!plan_.tenants || plan_.phantom) return;
   for (std::uint64_t at = 0; at + 8 <= bytes; at += 8)
-    if (const auto word = read_word(address + at); word && word->tenant != 0)
+    if (const auto word = read_word(address + at, versions_); word && word->tenant != 0)
       violated("I12",
                fmt::format("a segment of device {} goes back with bytes of tenant {} (version {}) at {}",
                            device, word->tenant, word->version, at));

@@ -44,6 +44,8 @@ class Witness : public test::ForwardingBackend {
   /// Called in the middle of a driver's call under the cache's lock: reads go on meanwhile (I9).
   std::function<void()> read_meanwhile;
 
+  /// Versions of objects up to here have been written, see words.hpp.
+  void note_versions(std::uint32_t next) { versions_ = next; }
   void set_mischief(Mischief mischief) { mischief_ = mischief; }
   /// The device is gone: what lies on it does not matter any more.
   void note_lost(DeviceId device) { lost_.insert(device); }
@@ -83,6 +85,7 @@ class Witness : public test::ForwardingBackend {
   const Plan& plan_;
   Random random_;
   Mischief mischief_;
+  std::uint32_t versions_ = 0;
   bool watching_ = false;
   bool in_between_ = false;
   std::map<DeviceId, Account> accounts_;

@@ -69,12 +69,13 @@ inline std::uint64_t first_wrong_word(const std::byte* from, std::uint64_t bytes
   return bytes;
 }
 
-/// What a whole word says, if it is one of ours.
-inline std::optional<Word> read_word(const std::byte* from) {
+/// What a whole word says, if it is one of ours: of one of the versions below `versions`. Memory that was
+/// never written may hold anything, even a word of a life that was before.
+inline std::optional<Word> read_word(const std::byte* from, std::uint32_t versions) {
   std::uint64_t word = 0;
   std::memcpy(&word, from, sizeof word);
   const std::uint64_t plain = words::unmix(word);
-  if (plain >> 50 != words::kMagic) return std::nullopt;
+  if (plain >> 50 != words::kMagic || (plain >> 24 & 0xFFFFFF) >= versions) return std::nullopt;
   return Word{static_cast<std::uint32_t>(plain >> 24 & 0xFFFFFF), static_cast<std::uint8_t>(plain >> 48 & 3),
               static_cast<std::uint32_t>(plain & 0xFFFFFF)};
 }
