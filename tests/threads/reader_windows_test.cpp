@@ -153,7 +153,7 @@ TEST_F(ReaderWindowTest, AWriteIsWaitedForThoughItsObjectIsErased) {
 // --- between a fetch's copies, its events, its join and its unpin -------------------------------------
 
 TEST_F(ReaderWindowTest, AFetchInsideOfTheDriverHoldsNeitherPollsNorErasures) {
-  for (const std::uint64_t key : {0, 1}) ASSERT_TRUE(world_.put(key, 0).has_value());
+  for (const std::uint64_t key : {0U, 1U}) ASSERT_TRUE(world_.put(key, 0).has_value());
   ASSERT_EQ(client_.read(1).version, 0U) << "so that the end of object 1 is tied to the stream";
   std::vector<FetchItem> items;
   HeldCall reader(PausePoint::between_copy_and_watch, [&] {
@@ -173,7 +173,7 @@ TEST_F(ReaderWindowTest, AFetchInsideOfTheDriverHoldsNeitherPollsNorErasures) {
 // An event tells of failures since the event before it: whoever records one between a fetch's copies and the
 // fetch's own event would take the failure away from it.
 TEST_F(ReaderWindowTest, AnEraseDoesNotHideTheFailureOfAFetch) {
-  for (const std::uint64_t key : {0, 1}) ASSERT_TRUE(world_.put(key, 0).has_value());
+  for (const std::uint64_t key : {0U, 1U}) ASSERT_TRUE(world_.put(key, 0).has_value());
   ASSERT_EQ(client_.read(1).version, 0U) << "so that the end of object 1 is tied to the stream";
   world_.settle();
   FaultPlan plan;
@@ -203,8 +203,8 @@ TEST_F(ReaderWindowTest, BetweenItsTwoPathsAFetchLosesNothing) {
     seen = client_.read(keys);
   });
   ASSERT_TRUE(reader.is_held());
-  for (const std::uint64_t key : {0, 1}) ASSERT_TRUE(world_.cache->erase(key).has_value());
-  for (const std::uint64_t key : {2, 3})
+  for (const std::uint64_t key : {0U, 1U}) ASSERT_TRUE(world_.cache->erase(key).has_value());
+  for (const std::uint64_t key : {2U, 3U})
     ASSERT_TRUE(world_.put(key, 0, backed_by(Backing::lossy)).has_value());
   world_.begin_to_reclaim_all();
   world_.poll_a_few_times();

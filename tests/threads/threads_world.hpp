@@ -20,10 +20,10 @@ namespace harvest::testing {
 
 /// How much a test does: under the thread sanitizer everything takes a multiple of the time.
 #if defined(__SANITIZE_THREAD__)
-inline constexpr int kSlowdown = 8;
+inline constexpr int kSlowdown = 4;
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)
-inline constexpr int kSlowdown = 8;
+inline constexpr int kSlowdown = 4;
 #else
 inline constexpr int kSlowdown = 1;
 #endif
