@@ -5,8 +5,9 @@
 #include <span>
 #include <string_view>
 
-/// Hooks for tests, in the code that they try. For tests the library is built a second time with
-/// HARVEST_TEST_HOOKS (tests/hooked); in the library that people use the hooks are nothing at all.
+/// Hooks for tests, in the code that they try: in `memory` and `core`, which are built a second time for
+/// tests, with HARVEST_TEST_HOOKS (tests/hooked). In the library that people use the hooks are nothing at
+/// all.
 ///
 /// - A *planted bug* is a mistake that a process can choose to make, by name: what is said to find bugs is
 ///   tried on them.

@@ -135,6 +135,26 @@ TEST(FailedCopyTest, SpillOfACopyWhoseWriteFailsIsNotShown) {
   EXPECT_EQ(world.count(CacheEvent::Kind::lost), 1U);
 }
 
+// What is put from a GPU is written to the host and to a peer; the one that fails may be the other one.
+TEST(FailedCopyTest, ACopyThatIsNotWrittenYetVouchesForNoOther) {
+  World world;
+  const std::vector<std::byte> bytes = content(1, 1, MiB);
+  const Copy upload{world.staging, bytes.data(), MiB};
+  ASSERT_TRUE(world.backend->copy(world.stream, {kHost, 0}, {&upload, 1}).has_value());
+  world.wait();
+  ASSERT_TRUE(world.backend->submit_kernel(world.stream, 20'000'000).has_value());
+  fail_the_next_copy(world);  // that to the host
+  PutOptions options = backed_by(Backing::managed_host, world.stream);
+  options.source_device = 0;
+  ASSERT_TRUE(world.cache->put(1, world.staging, MiB, options).has_value());
+  ASSERT_EQ(world.cache->locate(1), Tier::peer);
+  const auto report = world.cache->reclaim(1, 4 * MiB, world.backend->now_ns() + 1'000'000'000);
+  ASSERT_TRUE(report.has_value());
+  EXPECT_TRUE(report->finished);
+  EXPECT_EQ(world.fetch(1, 1, MiB), Tier::host) << "I4";
+  EXPECT_EQ(world.count(CacheEvent::Kind::lost), 0U);
+}
+
 TEST(FailedCopyTest, RefusedReplacementKeepsTheOldContent) {
   for (const Backing backing : {Backing::managed_host, Backing::lossy}) {
     World world;

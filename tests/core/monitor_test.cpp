@@ -137,6 +137,22 @@ TEST(ReclaimTest, TwoAtOnceAreCreditedInOrder) {
   EXPECT_EQ(world.backend->mapped_bytes(1), 12 * MiB) << "of 32, two whole segments and then three went";
 }
 
+TEST(ReclaimTest, NothingNewIsTakenWhileAnOwnerWaits) {
+  World world;
+  ASSERT_TRUE(world.put(1, 1, 4 * MiB, lossy()));
+  Lease lease = world.cache->acquire(1, world.stream);
+  ASSERT_EQ(lease.tier(), Tier::peer);
+  const ReclaimId id = *world.cache->begin_reclaim(1, 4 * MiB, world.backend->now_ns() + 1'000'000);
+  world.pass_time(200'000'000);  // longer than the delay before a pool may grow again
+  ASSERT_FALSE(world.cache->reclaim_status(id)->finished);
+  EXPECT_FALSE(world.put(2, 1, 4 * MiB, lossy()).has_value());
+  EXPECT_EQ(world.backend->mapped_bytes(1), 4 * MiB) << "I6";
+  lease.release();
+  world.settle();
+  EXPECT_TRUE(world.cache->reclaim_status(id)->finished);
+  EXPECT_EQ(world.backend->mapped_bytes(1), 0U);
+}
+
 TEST(ReclaimTest, ColdSegmentsGoFirst) {
   World world;
   for (std::uint64_t key = 1; key <= 8; ++key) ASSERT_TRUE(world.put(key, 1, 4 * MiB, lossy()));

@@ -202,6 +202,21 @@ TEST_F(ReadPathTest, ReadsGoOnWhileTheControlPlaneIsStuck) {
   writer.join();
 }
 
+TEST_F(ReadPathTest, WhatReadsBehindAWriteWaitsOnTheDevice) {
+  const StreamId writer = *backend_.create_stream(0);
+  ASSERT_TRUE(machine_->submit_kernel(writer, 20'000'000).has_value());
+  PutOptions options;
+  options.stream = writer;
+  ASSERT_TRUE(cache_->put(kObjects, source_.data(), kObjectBytes, options).has_value());
+  std::vector<FetchItem> items = batch(kObjects, 1);
+  items[0].key = kObjects;
+  const TimeNs before = backend_.now_ns();
+  ASSERT_TRUE(cache_->fetch(items, stream_).has_value());
+  EXPECT_EQ(items[0].outcome, ErrorCode::ok);
+  EXPECT_TRUE(cache_->acquire(kObjects, stream_));
+  EXPECT_EQ(backend_.now_ns(), before) << "I9: the call did not wait";
+}
+
 TEST_F(ReadPathTest, CallbacksMayCallTheCache) {
   int told = 0;
   on_event_ = [&](const CacheEvent& event) {
