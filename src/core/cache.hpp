@@ -57,7 +57,7 @@ struct CopyRef {
 
   [[nodiscard]] bool is_live() const {
     return object->generation.load(std::memory_order_relaxed) == generation &&
-           object->copy(tier).state == CopyState::live;
+           object->copy(tier).state() == CopyState::live;
   }
 };
 

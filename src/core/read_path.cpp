@@ -152,7 +152,7 @@ std::vector<const FetchItem*> Cache::read_before_written(const Reader::Ending& e
     const Object* object = table_.find(item->key);
     const bool written = object != nullptr &&
                          object->generation.load(std::memory_order_relaxed) == item->generation &&
-                         object->copy(item->served).state == CopyState::live;
+                         object->copy(item->served).state() == CopyState::live;
     if (!written) doubtful.push_back(item);
   }
   return doubtful;

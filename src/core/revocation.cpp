@@ -87,7 +87,7 @@ void Cache::advance_reclaims() {
     if (open) fence_cheapest(peer, now);
     if (peer.pool->fenced_bytes() == 0) continue;
     for (std::uint32_t i = 0; i < peer.pool->segments().size(); ++i)
-      if (peer.pool->segments()[i].fenced) empty_segment(peer, i);
+      if (peer.pool->segments()[i].fenced()) empty_segment(peer, i);
     peer.pool->collect();
     unmap_drained(peer);
   }
@@ -120,7 +120,7 @@ void Cache::fence_cheapest(Peer& peer, TimeNs now_ns) {
   std::vector<std::pair<double, std::uint32_t>> by_value;
   const auto segments = peer.pool->segments();
   for (std::uint32_t i = 0; i < segments.size(); ++i)
-    if (segments[i].mapped() && !segments[i].fenced)
+    if (segments[i].state() == memory::SegmentState::active)
       by_value.emplace_back(value_of(segments[i], now_ns) / static_cast<double>(segments[i].bytes), i);
   std::sort(by_value.begin(), by_value.end());
   for (const auto& [value, segment] : by_value) {
@@ -152,7 +152,7 @@ void Cache::empty_segment(Peer& peer, std::uint32_t segment) {
   for (const std::uint32_t owner : owners) {
     if (owner == 0) continue;
     Object& object = table_.at(owner);
-    if (object.copy(Tier::peer).state != CopyState::live) continue;  // leaves already, or is not there yet
+    if (object.copy(Tier::peer).state() != CopyState::live) continue;  // leaves already, or is not there yet
     const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
     Reclaim* reclaim = first_open_reclaim(peer.device);
     switch (elsewhere(object, Tier::peer)) {
@@ -201,8 +201,8 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     table_.recycle(*twin);
   }
   // Looking for room asks the drivers, and may so have found this very peer lost.
-  if (object.copy(Tier::peer).state != CopyState::live) return;
-  if (object.copy(Tier::host).state != CopyState::none) return;
+  if (object.copy(Tier::peer).state() != CopyState::live) return;
+  if (object.copy(Tier::host).state() != CopyState::none) return;
   if (auto place = allocate(Tier::host, object, true))
     static_cast<void>(begin_fill(object, Tier::peer, object, Tier::host, std::move(*place), reclaim));
 }
@@ -211,7 +211,7 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
 void Cache::unmap_drained(Peer& peer) {
   for (std::uint32_t i = 0; i < peer.pool->segments().size(); ++i) {
     const memory::Segment& segment = peer.pool->segments()[i];
-    if (!segment.mapped() || !segment.fenced || !segment.empty()) continue;
+    if (!segment.drained()) continue;
     std::uint64_t bytes = segment.bytes;
     static_cast<void>(peer.pool->unmap(i));
     counters_.reclaim_returned_bytes += bytes;
