@@ -180,6 +180,9 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     if (fill.source == &object && fill.from == Tier::peer && fill.reclaim != kPromotion)
       return;  // on its way
 
+  // Looking for room asks the drivers, and may so find this very peer lost, and the object with it.
+  const auto is_still_there = [&object] { return object.copy(Tier::peer).state() == CopyState::live; };
+
   // A second copy on a peer needs an object of its own; it takes the first one's place when it is complete.
   const Generation generation = object.generation.load(std::memory_order_relaxed);
   if (Object* twin = peers_.size() > 1 ? table_.create(object.key, generation) : nullptr) {
@@ -192,7 +195,8 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     twin->heat_at_ns = object.heat_at_ns;
     if (auto place = allocate(Tier::peer, *twin, false)) {
       const DeviceId there = place->pool->config().device;  // another segment of the same peer is as good
-      if (there == peer.device || topology_.usable_as_peer(peer.device, there)) {
+      const bool reachable = there == peer.device || topology_.usable_as_peer(peer.device, there);
+      if (reachable && is_still_there()) {
         if (begin_fill(object, Tier::peer, *twin, Tier::peer, std::move(*place), reclaim)) return;
       } else {
         place->pool->release(place->allocation.slot, std::move(place->allocation.after));
@@ -200,8 +204,7 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     }
     table_.recycle(*twin);
   }
-  // Looking for room asks the drivers, and may so have found this very peer lost.
-  if (object.copy(Tier::peer).state() != CopyState::live) return;
+  if (!is_still_there()) return;
   if (object.copy(Tier::host).state() != CopyState::none) return;
   if (auto place = allocate(Tier::host, object, true))
     static_cast<void>(begin_fill(object, Tier::peer, object, Tier::host, std::move(*place), reclaim));

@@ -116,6 +116,59 @@ TEST(FetchTest, ACopyThatCameBackDoesNotVouchForTheOneThatWasRead) {
   EXPECT_EQ(arrived, bytes);
 }
 
+/// Looking for room asks the drivers, and may so find that the very peer is lost whose object is to be moved.
+TEST(ReclaimTest, AMoveIsNotBegunForAnObjectThatIsLostWhileRoomIsSought) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("dgx-h100")));
+  InterferingBackend backend(*machine);
+  PeerCacheConfig config = small_config();
+  config.host_budget_bytes = 0;
+  config.peer_budget_bytes = 12 * MiB;
+  config.segment_min_bytes = 2 * MiB;
+  config.segment_max_bytes = 2 * MiB;
+  config.peers = {1, 2};
+  config.placement = "fairness";  // the peer that is used less is asked first
+  std::size_t lost = 0;
+  config.on_event = [&](const CacheEvent& event) { lost += event.kind == CacheEvent::Kind::lost ? 1 : 0; };
+  const auto cache = std::move(*PeerCache::create(backend, config));
+  const std::uint64_t small = 2 * MiB;
+  const std::uint64_t large = 10 * MiB;
+  const std::vector<std::byte> bytes = content(1, 1, large);
+  // On each peer a small segment and a large one; on the first a reclaim takes the large one, and fences
+  // both.
+  for (const std::uint64_t key : {1, 2})
+    ASSERT_TRUE(cache->put(key, bytes.data(), large, backed_by(Backing::lossy)));
+  for (const std::uint64_t key : {3, 4})
+    ASSERT_TRUE(cache->put(key, bytes.data(), small, backed_by(Backing::spill)));
+  ASSERT_TRUE(cache->settle(backend.now_ns() + 1'000'000'000));
+  std::byte* staging = *backend.map_segment(0, large, {});
+  const StreamId stream = *backend.create_stream(0);
+  for (int i = 0; i < 8; ++i) {
+    for (const std::uint64_t key : {1, 2}) {
+      FetchItem item;
+      item.key = key;
+      item.destination = staging;
+      item.capacity_bytes = large;
+      ASSERT_TRUE(cache->fetch_and_wait({&item, 1}, stream));
+    }
+    cache->poll();
+  }
+  const auto report = cache->reclaim(1, small + 1, backend.now_ns() + 100'000'000);
+  ASSERT_TRUE(report && report->finished);
+  ASSERT_EQ(machine->mapped_bytes(1), small) << "what is fenced outlasts its reclaim";
+  ASSERT_EQ(lost, 1U);
+  ASSERT_TRUE(cache->erase(4));
+  backend.sleep_until(backend.now_ns() + 2 * config.pressure.regrow_delay_ns);
+
+  // The sample finds the first peer well; the question for its room does not.
+  backend.losing = 1;
+  backend.questions_left = 1;
+  cache->poll();
+  EXPECT_EQ(lost, 2U);
+  cache->poll();
+  for (const PoolStats& pool : cache->stats().pools)
+    EXPECT_EQ(pool.in_service, pool.device != 1) << pool.device << ": " << pool.out_of_service_reason;
+}
+
 /// Keeps what it is asked to copy.
 class RecordingBackend final : public test::ForwardingBackend {
  public:
