@@ -236,7 +236,7 @@ StreamId Cache::background_stream(Tier from, Tier to, DeviceId from_device, Devi
 }
 
 bool Cache::in_fenced_segment(const Copy& copy, Tier tier) const {
-  return copy.has_slot && pool_of(tier, copy.device)->segments()[copy.slot.segment].fenced;
+  return copy.has_slot && pool_of(tier, copy.device)->segments()[copy.slot.segment].fenced();
 }
 
 ObjectFacts Cache::facts_of(const Object& object, Tier tier) const {

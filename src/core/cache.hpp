@@ -57,7 +57,7 @@ struct CopyRef {
 
   [[nodiscard]] bool is_live() const {
     return object->generation.load(std::memory_order_relaxed) == generation &&
-           object->copy(tier).state == CopyState::live;
+           object->copy(tier).state() == CopyState::live;
   }
 };
 
@@ -127,10 +127,17 @@ struct Reader {
     EventId event = EventId::none;
     DeviceId source = kHost;
   };
-  /// For a fetch that waits: how its copies end, and its items that were read behind a write under way.
+  /// An item that was read behind a write under way. Its copy is pinned, so that the write's event can be
+  /// asked how it ended: not even another copy that came in its place says so.
+  struct Early {
+    const FetchItem* item;
+    Object* object;
+    Tier tier;
+  };
+  /// For a fetch that waits: how its copies end, and what it read early.
   struct Ending {
     std::vector<Watch> watches;
-    std::vector<const FetchItem*> early;
+    std::vector<Early> early;
   };
 
   Mutex mutex;
@@ -190,7 +197,8 @@ class Cache {
   void fetch_batch(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending);
   void resolve(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending)
       HARVEST_REQUIRES(reader.mutex);
-  [[nodiscard]] std::vector<const FetchItem*> read_before_written(const Reader::Ending& ending)
+  static void note_early(Reader::Ending& ending, const FetchItem& item, const Pinned& pinned);
+  [[nodiscard]] std::vector<const FetchItem*> end_early(const Reader::Ending& ending)
       HARVEST_EXCLUDES(control_);
   void balance(Reader& reader, std::span<FetchItem> items) HARVEST_REQUIRES(reader.mutex);
   void submit(Reader& reader, std::span<FetchItem> items, StreamId stream, Reader::Ending* ending)

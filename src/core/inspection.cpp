@@ -65,7 +65,7 @@ Status Cache::audit() const {
       const Copy& copy = object.copy(tier);
       const std::uint64_t meta = object.meta.load(std::memory_order_acquire);
       const bool seen = (meta & visible_bit(tier)) != 0;
-      if (seen != (copy.state == CopyState::live))
+      if (seen != (copy.state() == CopyState::live))
         wrong = fmt::format("object {} is {} readers in tier {} against its state",
                             object.index.load(std::memory_order_relaxed), seen ? "shown to" : "hidden from",
                             to_string(tier));

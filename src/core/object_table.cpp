@@ -34,6 +34,16 @@ Tier first_visible(std::uint64_t meta, TierSet allowed) {
 
 }  // namespace
 
+void Copy::become(CopyState to) {
+  HARVEST_ASSERT(is_legal(kCopyTransitions, state_, to), "a copy's state only changes as the table says");
+  state_ = to;
+}
+
+void Copy::clear() {
+  if (state_ != CopyState::none) become(CopyState::none);
+  *this = Copy{};
+}
+
 ObjectTable::ObjectTable(std::uint32_t max_objects)
     : max_objects_(max_objects),
       heads_(std::bit_ceil<std::size_t>(std::size_t{max_objects} * 2)),
@@ -111,8 +121,8 @@ Object* ObjectTable::create(const Key& key, Generation generation) {
 void ObjectTable::recycle(Object& object) {
   HARVEST_ASSERT(!object.linked, "a linked object cannot be recycled");
   for (Copy& copy : object.copies) {
-    HARVEST_ASSERT(copy.state == CopyState::none, "an object with copies cannot be recycled");
-    copy = Copy{};
+    HARVEST_ASSERT(copy.state() == CopyState::none, "an object with copies cannot be recycled");
+    copy.clear();
   }
   object.used_by.store(0, std::memory_order_relaxed);
   object.key = Key{};

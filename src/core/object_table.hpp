@@ -10,30 +10,31 @@
 #include <memory>
 #include <vector>
 
+#include "core/copy_state.hpp"
 #include "memory/pool.hpp"
 
 namespace harvest::core {
 
-/// Life of one copy of an object in one tier.
-///
-///     none -> filling -> live -> leaving -> none      promotions and moves: seen when complete
-///     none -> live -> leaving -> none                 put: seen at once, with its completion event
-enum class CopyState : std::uint8_t {
-  none,
-  filling,  ///< being written in the background, readers do not see it
-  live,     ///< readers see it
-  leaving,  ///< no new reader; waits for leases, then for the work that still reads it
-};
-
 /// One copy, for the control plane.
 struct Copy {
-  CopyState state = CopyState::none;
   bool has_slot = false;  ///< false for `external_host` memory, which is the caller's
   memory::Slot slot;
   DeviceId device = kHost;
   EventId ready = EventId::none;  ///< completes the write; kept until no reader can be waiting for it
 
   [[nodiscard]] bool has_bytes() const { return slot.address != nullptr; }
+  [[nodiscard]] CopyState state() const { return state_; }
+
+  /// The one way from state to state. Requires: `kCopyTransitions` has the step.
+  void become(CopyState to);
+
+  /// As if it had never been. Requires: not seen by readers, and nobody reads it any more.
+  void clear();
+
+ private:
+  Copy& operator=(const Copy&) = default;  // only `clear` does: it looks at the state first
+
+  CopyState state_ = CopyState::none;
 };
 
 /// A set of tiers, one bit each.

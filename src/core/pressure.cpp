@@ -159,7 +159,7 @@ void Cache::lose_device(Peer& peer, std::string why) {
   peer.allowed_bytes = 0;
   table_.for_each([&](Object& object) HARVEST_REQUIRES(control_) {
     const Copy& copy = object.copy(Tier::peer);
-    if (copy.state != CopyState::live || copy.device != peer.device) return;
+    if (copy.state() != CopyState::live || copy.device != peer.device) return;
     if (elsewhere(object, Tier::peer) == Elsewhere::nowhere)
       lose(object, DropReason::device_lost);
     else
@@ -172,7 +172,7 @@ void Cache::lose_device(Peer& peer, std::string why) {
 void Cache::drop_copies_on(Peer& peer, DropReason reason) {
   table_.for_each([&](Object& object) HARVEST_REQUIRES(control_) {
     const Copy& copy = object.copy(Tier::peer);
-    if (copy.state == CopyState::live && copy.device == peer.device &&
+    if (copy.state() == CopyState::live && copy.device == peer.device &&
         elsewhere(object, Tier::peer) == Elsewhere::surely)
       drop_copy(object, Tier::peer, reason);
   });

@@ -24,7 +24,7 @@ void Cache::heat_up(Object& object, TimeNs now_ns) {
 }
 
 bool Cache::wish(Object& object, Tier tier) {
-  if (!has_tier(tier) || object.copy(tier).state != CopyState::none) return false;
+  if (!has_tier(tier) || object.copy(tier).state() != CopyState::none) return false;
   if ((object.wished & tier_bit(tier)) != 0) return true;
   ++counters_.admissions_asked;
   if (!admission(tier).admit(object.key, facts_of(object, tier), has_room(tier, object))) {
@@ -73,7 +73,7 @@ void Cache::promote_wished() {
     Object& object = *wanted.object;
     if (object.generation.load(std::memory_order_relaxed) != wanted.generation) continue;
     object.wished &= ~tier_bit(wanted.tier);
-    if (!object.linked || object.copy(wanted.tier).state != CopyState::none) continue;
+    if (!object.linked || object.copy(wanted.tier).state() != CopyState::none) continue;
     const Tier source = best_source(object, wanted.tier);
     if (source == Tier::none) continue;
     // Pinned, so that making room cannot take the source away.
@@ -91,7 +91,7 @@ void Cache::promote_wished() {
 
 Tier Cache::best_source(const Object& object, Tier except) {
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
-    if (tier != except && object.copy(tier).state == CopyState::live) return tier;
+    if (tier != except && object.copy(tier).state() == CopyState::live) return tier;
   return Tier::none;
 }
 
@@ -102,7 +102,7 @@ std::size_t Cache::prefetch(std::span<const Key> keys, Tier tier) {
   for (const Key& key : keys) {
     Object* object = table_.find(key);
     if (object == nullptr) continue;
-    const CopyState state = object->copy(tier).state;
+    const CopyState state = object->copy(tier).state();
     const bool there =
         state == CopyState::live || state == CopyState::filling || (object->wished & tier_bit(tier)) != 0;
     if (there || (state == CopyState::none && enqueue(*object, tier, true))) ++coming;

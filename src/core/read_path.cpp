@@ -128,7 +128,7 @@ Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
       MutexLock lock(control_);
       hear_of_trouble();
     }
-    const std::vector<const FetchItem*> doubtful = read_before_written(ending);
+    const std::vector<const FetchItem*> doubtful = end_early(ending);
     std::vector<FetchItem> rest;
     std::vector<std::size_t> rest_origin;
     for (std::size_t i = 0; i < again.size(); ++i) {
@@ -151,20 +151,23 @@ Status Cache::fetch_and_wait(std::span<FetchItem> items, StreamId stream) {
   return {};
 }
 
-/// Of the items that were read from copies whose writes were still under way: those that are not known to
-/// have been written well. The reads are over, and so are the writes they waited for.
-std::vector<const FetchItem*> Cache::read_before_written(const Reader::Ending& ending) {
+void Cache::note_early(Reader::Ending& ending, const FetchItem& item, const Pinned& pinned) {
+  pinned.object->meta.fetch_add(one_pin(pinned.tier), std::memory_order_acquire);
+  ending.early.push_back({&item, pinned.object, pinned.tier});
+}
+
+/// Lets go of what was read behind writes under way. Returns the items that are not known to have been
+/// written well. The reads are over, and so are the writes they waited for.
+std::vector<const FetchItem*> Cache::end_early(const Reader::Ending& ending) {
   std::vector<const FetchItem*> doubtful;
-  if (ending.early.empty()) return doubtful;
-  MutexLock lock(control_);
-  settle_pending();
-  for (const FetchItem* item : ending.early) {
-    if (item->served == Tier::none) continue;
-    const Object* object = table_.find(item->key);
-    const bool written = object != nullptr &&
-                         object->generation.load(std::memory_order_relaxed) == item->generation &&
-                         object->copy(item->served).state == CopyState::live;
-    if (!written) doubtful.push_back(item);
+  for (const auto& [item, object, tier] : ending.early) {
+    const EventId ready = object->ready[static_cast<std::size_t>(tier)].load(std::memory_order_relaxed);
+    if (backend_.query_event(ready) != EventState::complete) doubtful.push_back(item);
+    unpin(*object, tier);
+  }
+  if (!doubtful.empty()) {  // hides the copies that failed, so that the next try goes elsewhere
+    MutexLock lock(control_);
+    settle_pending();
   }
   return doubtful;
 }
@@ -221,7 +224,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
       log_.record_miss();
       continue;
     }
-    if (pinned.pending && ending != nullptr) ending->early.push_back(&item);
+    if (pinned.pending && ending != nullptr) note_early(*ending, item, pinned);
     reader.items.push_back({&object, pinned.tier, object.device[tier].load(std::memory_order_relaxed),
                             object.address[tier].load(std::memory_order_relaxed),
                             static_cast<std::uint32_t>(i)});
@@ -396,7 +399,7 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
       item.outcome = ErrorCode::ok;
       item.bytes = bytes;
       item.generation = object.generation.load(std::memory_order_relaxed);
-      if (pinned.pending && ending != nullptr) ending->early.push_back(&item);
+      if (pinned.pending && ending != nullptr) note_early(*ending, item, pinned);
       fetched_.fallbacks.fetch_add(1, std::memory_order_relaxed);
       watch(reader, stream, device, ending);
     } else if (!fits) {

@@ -88,7 +88,7 @@ void Cache::advance_reclaims() {
     if (open) fence_cheapest(peer, now);
     if (peer.pool->fenced_bytes() == 0) continue;
     for (std::uint32_t i = 0; i < peer.pool->segments().size(); ++i)
-      if (peer.pool->segments()[i].fenced) empty_segment(peer, i);
+      if (peer.pool->segments()[i].fenced()) empty_segment(peer, i);
     peer.pool->collect();
     unmap_drained(peer);
   }
@@ -121,7 +121,7 @@ void Cache::fence_cheapest(Peer& peer, TimeNs now_ns) {
   std::vector<std::pair<double, std::uint32_t>> by_value;
   const auto segments = peer.pool->segments();
   for (std::uint32_t i = 0; i < segments.size(); ++i)
-    if (segments[i].mapped() && !segments[i].fenced)
+    if (segments[i].state() == memory::SegmentState::active)
       by_value.emplace_back(value_of(segments[i], now_ns) / static_cast<double>(segments[i].bytes), i);
   std::sort(by_value.begin(), by_value.end());
   if (planted_bug(PlantedBug::fenced_by_chance) && !by_value.empty())
@@ -156,7 +156,7 @@ void Cache::empty_segment(Peer& peer, std::uint32_t segment) {
   for (const std::uint32_t owner : owners) {
     if (owner == 0) continue;
     Object& object = table_.at(owner);
-    if (object.copy(Tier::peer).state != CopyState::live) continue;  // leaves already, or is not there yet
+    if (object.copy(Tier::peer).state() != CopyState::live) continue;  // leaves already, or is not there yet
     const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
     Reclaim* reclaim = first_open_reclaim(peer.device);
     switch (elsewhere(object, Tier::peer)) {
@@ -184,6 +184,9 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     if (fill.source == &object && fill.from == Tier::peer && fill.reclaim != kPromotion)
       return;  // on its way
 
+  // Looking for room asks the drivers, and may so find this very peer lost, and the object with it.
+  const auto is_still_there = [&object] { return object.copy(Tier::peer).state() == CopyState::live; };
+
   // A second copy on a peer needs an object of its own; it takes the first one's place when it is complete.
   const Generation generation = planted_bug(PlantedBug::moved_object_renamed)
                                     ? next_generation_++
@@ -198,7 +201,8 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     twin->heat_at_ns = object.heat_at_ns;
     if (auto place = allocate(Tier::peer, *twin, false)) {
       const DeviceId there = place->pool->config().device;  // another segment of the same peer is as good
-      if (there == peer.device || topology_.usable_as_peer(peer.device, there)) {
+      const bool reachable = there == peer.device || topology_.usable_as_peer(peer.device, there);
+      if (reachable && is_still_there()) {
         if (begin_fill(object, Tier::peer, *twin, Tier::peer, std::move(*place), reclaim)) return;
       } else {
         place->pool->release(place->allocation.slot, std::move(place->allocation.after));
@@ -206,9 +210,8 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     }
     table_.recycle(*twin);
   }
-  // Looking for room asks the drivers, and may so have found this very peer lost.
-  if (object.copy(Tier::peer).state != CopyState::live) return;
-  if (object.copy(Tier::host).state != CopyState::none) return;
+  if (!is_still_there()) return;
+  if (object.copy(Tier::host).state() != CopyState::none) return;
   if (auto place = allocate(Tier::host, object, true))
     static_cast<void>(begin_fill(object, Tier::peer, object, Tier::host, std::move(*place), reclaim));
 }
@@ -217,9 +220,8 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
 void Cache::unmap_drained(Peer& peer) {
   for (std::uint32_t i = 0; i < peer.pool->segments().size(); ++i) {
     const memory::Segment& segment = peer.pool->segments()[i];
-    if (!segment.mapped() || !segment.fenced) continue;
-    if (!segment.empty() && planted_bug(PlantedBug::lease_holds_up_others)) return;
-    if (!segment.empty()) continue;
+    if (segment.fenced() && !segment.empty() && planted_bug(PlantedBug::lease_holds_up_others)) return;
+    if (!segment.drained()) continue;
     const std::uint64_t bytes = segment.bytes;
     static_cast<void>(peer.pool->unmap(i));
     counters_.reclaim_returned_bytes += bytes;

@@ -86,7 +86,7 @@ std::optional<Cache::Place> Cache::allocate(Tier tier, Object& object, bool may_
 
 bool Cache::evictable(const Object& object, Tier tier) const {
   const Copy& copy = object.copy(tier);
-  if (copy.state != CopyState::live || !copy.has_slot || pins(object, tier) != 0) return false;
+  if (copy.state() != CopyState::live || !copy.has_slot || pins(object, tier) != 0) return false;
   if (tier == Tier::host) return object.evictable && object.backing == Backing::managed_host;
   const Elsewhere other = elsewhere(object, tier);
   if (planted_bug(PlantedBug::sole_copy_evicted)) return other != Elsewhere::perhaps;
@@ -145,7 +145,7 @@ void Cache::evict_copy(Object& object, Tier tier) {
   } else if (elsewhere(object, tier) == Elsewhere::nowhere) {
     lose(object, DropReason::evicted);
   } else {
-    const bool demote = tier == Tier::local && object.copy(Tier::peer).state == CopyState::none;
+    const bool demote = tier == Tier::local && object.copy(Tier::peer).state() == CopyState::none;
     drop_copy(object, tier, DropReason::evicted);
     if (demote && object.linked) static_cast<void>(wish(object, Tier::peer));
   }
@@ -155,7 +155,7 @@ void Cache::evict_copy(Object& object, Tier tier) {
 
 void Cache::place(Object& object, Tier tier, const Place& place) {
   Copy& copy = object.copy(tier);
-  HARVEST_ASSERT(copy.state == CopyState::none, "one copy of an object in a tier");
+  HARVEST_ASSERT(copy.state() == CopyState::none, "one copy of an object in a tier");
   copy.has_slot = true;
   copy.slot = place.allocation.slot;
   copy.device = place.pool->config().device;
@@ -174,7 +174,7 @@ void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
     if (planted_bug(PlantedBug::external_settled_early)) events.clear();
     settling_.push_back({object.key, object.generation.load(std::memory_order_relaxed), std::move(events)});
   }
-  copy = Copy{};
+  copy.clear();
 }
 
 /// The write into a slot waits for whoever still reads what was there before (write after read). The
@@ -190,7 +190,7 @@ void Cache::release_events(const Place& place) {
 
 void Cache::reveal(Object& object, Tier tier) {
   Copy& copy = object.copy(tier);
-  copy.state = CopyState::live;
+  copy.become(CopyState::live);
   const bool pending = copy.ready != EventId::none && !planted_bug(PlantedBug::write_shown_as_complete);
   ObjectTable::show(object, tier, pending);
   if (pending) pending_.push_back({&object, object.generation.load(std::memory_order_relaxed), tier});
@@ -199,7 +199,7 @@ void Cache::reveal(Object& object, Tier tier) {
 /// Policies rank what may go: every copy on the consumer and on peers, on the host evictable objects only.
 bool Cache::is_ranked(const Object& object, Tier tier) {
   const Copy& copy = object.copy(tier);
-  return copy.state == CopyState::live && copy.has_slot && (tier != Tier::host || object.evictable);
+  return copy.state() == CopyState::live && copy.has_slot && (tier != Tier::host || object.evictable);
 }
 
 void Cache::enter_policy(Object& object, Tier tier) {
@@ -231,7 +231,7 @@ bool Cache::begin_fill(Object& source, Tier from, Object& object, Tier to, Place
     return false;
   }
   release_events(place);
-  written.state = CopyState::filling;
+  written.become(CopyState::filling);
   filling_bytes_ += bytes;
   fills_.push_back({&object, to, &source, from, *done, reclaim});
   return true;
@@ -268,7 +268,7 @@ void Cache::end_fill(const Fill& fill, bool arrived) {
   // One that left may have done so because its write failed; of one that is live that may not be known yet.
   const Copy& read = source.copy(fill.from);
   const bool was_written =
-      (read.state == CopyState::live &&
+      (read.state() == CopyState::live &&
        (read.ready == EventId::none || backend_.query_event(read.ready) == EventState::complete)) ||
       planted_bug(PlantedBug::failed_write_copied_on);
   const Peer* peer = fill.to == Tier::peer ? find_peer(device) : nullptr;
@@ -309,7 +309,7 @@ Cache::Elsewhere Cache::elsewhere(const Object& object, Tier tier) const {
   Elsewhere best = Elsewhere::nowhere;
   for (const Tier other : {Tier::peer, Tier::host}) {  // a local copy comes and goes and vouches for nothing
     const Copy& copy = object.copy(other);
-    if (other == tier || copy.state != CopyState::live) continue;
+    if (other == tier || copy.state() != CopyState::live) continue;
     if (planted_bug(PlantedBug::unwritten_copy_vouches)) return Elsewhere::surely;
     if (copy.ready == EventId::none || backend_.query_event(copy.ready) == EventState::complete)
       return Elsewhere::surely;
@@ -320,10 +320,9 @@ Cache::Elsewhere Cache::elsewhere(const Object& object, Tier tier) const {
 
 void Cache::drop_copy(Object& object, Tier tier, DropReason reason) {
   Copy& copy = object.copy(tier);
-  HARVEST_ASSERT(copy.state == CopyState::live, "only a live copy can be dropped");
+  copy.become(CopyState::leaving);
   ObjectTable::hide(object, tier);
   pause_point(PausePoint::between_hide_and_look_at_pins);
-  copy.state = CopyState::leaving;
   eviction(tier).erase(object.key);
   ++counters_.dropped_copies[static_cast<std::size_t>(tier)][static_cast<std::size_t>(reason)];
   if (!finish_leaving(object, tier))
@@ -413,14 +412,14 @@ void Cache::wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>
 void Cache::forget_if_gone(Object& object) {
   if (object.linked) return;
   for (const Copy& copy : object.copies)
-    if (copy.state != CopyState::none) return;
+    if (copy.state() != CopyState::none) return;
   table_.recycle(object);
 }
 
 void Cache::retire(Object& object, DropReason reason) {
   if (object.linked) table_.unlink(object);
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
-    if (object.copy(tier).state == CopyState::live) drop_copy(object, tier, reason);
+    if (object.copy(tier).state() == CopyState::live) drop_copy(object, tier, reason);
   forget_if_gone(object);
 }
 

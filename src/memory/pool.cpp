@@ -52,6 +52,12 @@ SegmentPlan plan_segment(std::uint64_t object_bytes, std::uint64_t min_bytes, st
   return best;
 }
 
+void Segment::become(SegmentState to) {
+  HARVEST_ASSERT(is_legal(kSegmentTransitions, state_, to),
+                 "a segment's state only changes as the table says");
+  state_ = to;
+}
+
 bool Segment::is_valid() const {
   if (!mapped()) return used == 0 && draining == 0 && owners.empty();
   const auto owned =
@@ -85,7 +91,7 @@ void Pool::cut(std::uint32_t id, std::uint64_t slot_bytes, std::uint32_t slots) 
 
 void Pool::index(std::uint32_t id) {
   const Segment& segment = segments_[id];
-  if (!segment.mapped() || segment.fenced) return;
+  if (!segment.mapped() || segment.fenced()) return;
   if (!segment.free_slots.empty())
     by_class_[segment.slot_bytes].emplace(static_cast<std::uint32_t>(segment.free_slots.size()), id);
   if (segment.empty()) empty_.emplace(segment.bytes, id);
@@ -121,7 +127,7 @@ std::optional<std::uint32_t> Pool::find_segment(std::uint64_t object_bytes) cons
 bool Pool::has_room(std::uint64_t object_bytes) const {
   if (find_segment(object_bytes) || find_empty(slot_bytes_for(object_bytes))) return true;
   return std::any_of(draining_.begin(), draining_.end(), [&](const Draining& entry) {
-    return !segments_[entry.slot.segment].fenced && entry.slot.bytes >= object_bytes &&
+    return !segments_[entry.slot.segment].fenced() && entry.slot.bytes >= object_bytes &&
            segments_[entry.slot.segment].slot_bytes <= slot_bytes_for(object_bytes);
   });
 }
@@ -154,7 +160,7 @@ std::optional<Allocation> Pool::allocate(std::uint64_t object_bytes, std::uint32
 
   for (auto it = draining_.begin(); it != draining_.end(); ++it) {
     Segment& segment = segments_[it->slot.segment];
-    if (segment.fenced || it->slot.bytes < object_bytes || segment.slot_bytes > slot_bytes) continue;
+    if (segment.fenced() || it->slot.bytes < object_bytes || segment.slot_bytes > slot_bytes) continue;
     Allocation taken{it->slot, std::move(it->events)};
     draining_.erase(it);
     --segment.draining;
@@ -198,6 +204,7 @@ Status Pool::grow(std::uint64_t object_bytes) {
     holes_.pop_back();
   }
   segments_[id] = Segment{};
+  segments_[id].become(SegmentState::active);
   segments_[id].base = *base;
   segments_[id].bytes = plan->segment_bytes;
   cut(id, plan->slot_bytes, plan->slots);
@@ -246,20 +253,20 @@ void Pool::collect() {
 }
 
 void Pool::fence(std::uint32_t id) {
-  if (segments_[id].fenced) return;
+  if (segments_[id].fenced()) return;
   unindex(id);
-  segments_[id].fenced = true;
+  segments_[id].become(SegmentState::fenced);
   fenced_bytes_ += segments_[id].bytes;
 }
 
 Status Pool::unmap(std::uint32_t id) {
   Segment& segment = segments_[id];
-  HARVEST_ASSERT(segment.mapped() && segment.fenced && segment.empty(),
-                 "only a fenced, empty segment goes back");
+  HARVEST_ASSERT(segment.drained(), "only a drained segment goes back");
   const Status status =
       planted_bug(PlantedBug::mapping_kept) ? Status{} : backend_.unmap_segment(segment.base);
   mapped_bytes_ -= segment.bytes;
   fenced_bytes_ -= segment.bytes;
+  segment.become(SegmentState::unmapped);
   segment = Segment{};
   holes_.push_back(id);
   return status;
@@ -277,7 +284,7 @@ bool Pool::is_valid() const {
   for (const Segment& segment : segments_) {
     if (!segment.is_valid()) return false;
     mapped += segment.bytes;
-    if (segment.fenced) fenced += segment.bytes;
+    if (segment.fenced()) fenced += segment.bytes;
     for (std::uint32_t i = 0; i < segment.slots; ++i)
       if (segment.owners[i] != 0) used += segment.bytes_of(i);
     for (const std::uint32_t i : segment.free_slots) free += segment.bytes_of(i);

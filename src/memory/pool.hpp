@@ -5,6 +5,7 @@
 #include <harvest/status.hpp>
 #include <harvest/types.hpp>
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -13,6 +14,8 @@
 #include <span>
 #include <utility>
 #include <vector>
+
+#include "base/transition.hpp"
 
 namespace harvest::memory {
 
@@ -46,6 +49,20 @@ struct Allocation {
   std::vector<EventId> after;
 };
 
+/// Life of one segment.
+enum class SegmentState : std::uint8_t {
+  unmapped,  ///< a hole: its number is free
+  active,    ///< slots come and go
+  fenced,    ///< being given back: nothing new comes in. When its last slot has drained, it may be unmapped
+};
+
+/// All that may happen to a segment. The model in tests/protocol has the same table.
+inline constexpr std::array kSegmentTransitions{
+    Transition{SegmentState::unmapped, SegmentState::active},  // Pool::grow
+    Transition{SegmentState::active, SegmentState::fenced},    // Pool::fence; there is no way back
+    Transition{SegmentState::fenced, SegmentState::unmapped},  // Pool::unmap, once it is drained
+};
+
 /// One physical allocation, cut into slots of one size. The last slot takes what the others leave, so
 /// that the slots fill the segment exactly.
 ///
@@ -57,16 +74,24 @@ struct Segment {
   std::uint32_t slots = 0;
   std::uint32_t used = 0;
   std::uint32_t draining = 0;
-  bool fenced = false;  ///< being given back: nothing new comes in
   std::vector<std::uint32_t> free_slots;
   std::vector<std::uint32_t> owners;  ///< by slot: the number that `allocate` was given, 0 if not used
 
-  [[nodiscard]] bool mapped() const { return base != nullptr; }
+  [[nodiscard]] SegmentState state() const { return state_; }
+  [[nodiscard]] bool mapped() const { return state_ != SegmentState::unmapped; }
+  [[nodiscard]] bool fenced() const { return state_ == SegmentState::fenced; }
   [[nodiscard]] bool empty() const { return used == 0 && draining == 0; }
+  [[nodiscard]] bool drained() const { return fenced() && empty(); }
   [[nodiscard]] std::uint64_t bytes_of(std::uint32_t index) const {
     return index + 1 < slots ? slot_bytes : bytes - slot_bytes * (slots - 1);
   }
   [[nodiscard]] bool is_valid() const;
+
+  /// The one way from state to state. Requires: `kSegmentTransitions` has the step.
+  void become(SegmentState to);
+
+ private:
+  SegmentState state_ = SegmentState::unmapped;
 };
 
 struct PoolConfig {
@@ -109,10 +134,10 @@ class Pool {
   /// Frees what has drained.
   void collect();
 
-  /// Nothing new comes into the segment.
+  /// Nothing new comes into the segment. Requires: mapped.
   void fence(std::uint32_t segment);
 
-  /// Returns a fenced, empty segment to the device. Requires: fenced and empty.
+  /// Returns a segment to the device. Requires: drained.
   [[nodiscard]] Status unmap(std::uint32_t segment);
 
   [[nodiscard]] const PoolConfig& config() const { return config_; }

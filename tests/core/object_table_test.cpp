@@ -19,7 +19,7 @@ Object* add(ObjectTable& table, const Key& key, Generation generation, Tier tier
   Object* object = table.create(key, generation);
   if (object == nullptr) return nullptr;
   Copy& copy = object->copy(tier);
-  copy.state = CopyState::live;
+  copy.become(CopyState::live);
   copy.slot.address = address;
   object->bytes.store(generation, std::memory_order_relaxed);
   ObjectTable::show(*object, tier, false);
@@ -33,7 +33,10 @@ void take_out(ObjectTable& table, Object& object, Tier tier) {
 }
 
 void recycle(ObjectTable& table, Object& object) {
-  for (Copy& copy : object.copies) copy = Copy{};
+  for (Copy& copy : object.copies) {
+    if (copy.state() == CopyState::live) copy.become(CopyState::leaving);
+    copy.clear();
+  }
   table.recycle(object);
 }
 
@@ -41,7 +44,7 @@ TEST(ObjectTableTest, FindsTheFirstTierThatIsAllowed) {
   ObjectTable table(8);
   std::array<std::byte, 3> bytes{};
   Object* object = add(table, 1, 1, Tier::host, &bytes[2]);
-  object->copy(Tier::peer).state = CopyState::live;
+  object->copy(Tier::peer).become(CopyState::live);
   object->copy(Tier::peer).slot.address = &bytes[1];
   ObjectTable::show(*object, Tier::peer, true);
 

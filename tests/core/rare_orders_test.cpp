@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <functional>
+#include <utility>
+
 #include "backend/forwarding_backend.hpp"
 #include "core/world.hpp"
 
@@ -45,6 +48,125 @@ TEST(ReclaimTest, WhatStaysInAFencedSegmentMovesWhenItsReclaimIsOver) {
   EXPECT_EQ(world.fetch(4, 1, small), Tier::peer);
   EXPECT_EQ(world.count(CacheEvent::Kind::spilled), 1U) << "moved once, and linked";
   EXPECT_EQ(world.backend->mapped_bytes(1), small) << "the fenced segment went back";
+}
+
+/// Calls something between the end of a wait and the return to who waited, as another thread may; and answers
+/// of one device that it is lost, from a given question on.
+class InterferingBackend final : public test::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  EventState wait_event(EventId event, TimeNs deadline_ns) override {
+    const EventState state = inner_.wait_event(event, deadline_ns);
+    if (after_next_wait) std::exchange(after_next_wait, nullptr)();
+    return state;
+  }
+  Result<MemoryInfo> query_memory(DeviceId device) override {
+    if (device == losing && questions_left-- <= 0) return fail(ErrorCode::unavailable, "the device is lost");
+    return inner_.query_memory(device);
+  }
+  std::function<void()> after_next_wait;
+  DeviceId losing = kHost;
+  int questions_left = 0;
+};
+
+/// A reader asks whether the copy that it read was ever written. That the same generation is in the same tier
+/// by then says nothing: it may be another copy, on another peer.
+TEST(FetchTest, ACopyThatCameBackDoesNotVouchForTheOneThatWasRead) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("dgx-h100")));
+  InterferingBackend backend(*machine);
+  PeerCacheConfig config = small_config();
+  config.peers = {1, 2};
+  const auto cache = std::move(*PeerCache::create(backend, config));
+  const StreamId stream = *backend.create_stream(0);
+  std::byte* source = *backend.map_segment(0, 2 * MiB, {});
+  std::byte* destination = source + MiB;
+  const std::vector<std::byte> bytes = content(1, 1, MiB);
+  const Copy upload{source, bytes.data(), MiB};
+  ASSERT_TRUE(backend.copy(stream, {kHost, 0}, {&upload, 1}).has_value());
+
+  FaultPlan plan;  // the write to the host works, the one to the peer fails on its way
+  plan.fail_copy.at = 2;
+  machine->set_faults(plan);
+  PutOptions options = backed_by(Backing::managed_host);
+  options.source_device = 0;
+  options.stream = stream;
+  ASSERT_TRUE(cache->put(1, source, MiB, options).has_value());
+  ASSERT_EQ(cache->locate(1), Tier::peer);
+  backend.after_next_wait = [&] {
+    cache->poll();
+    EXPECT_EQ(cache->locate(1), Tier::host) << "the copy that failed is hidden";
+    cache->poll();  // and its peer out of service
+    const Key key = 1;
+    static_cast<void>(cache->prefetch({&key, 1}, Tier::peer));
+    for (int i = 0; i < 10; ++i) {
+      backend.sleep_until(backend.now_ns() + 1'000'000);
+      cache->poll();
+    }
+  };
+  FetchItem item;
+  item.key = 1;
+  item.destination = destination;
+  item.capacity_bytes = MiB;
+  ASSERT_TRUE(cache->fetch_and_wait({&item, 1}, stream).has_value());
+  ASSERT_EQ(item.outcome, ErrorCode::ok);
+  std::vector<std::byte> arrived(MiB);
+  const Copy download{arrived.data(), destination, MiB};
+  ASSERT_TRUE(backend.copy(stream, {0, kHost}, {&download, 1}).has_value());
+  backend.wait_event(*backend.record_event(stream), kNever);
+  EXPECT_EQ(arrived, bytes);
+}
+
+/// Looking for room asks the drivers, and may so find that the very peer is lost whose object is to be moved.
+TEST(ReclaimTest, AMoveIsNotBegunForAnObjectThatIsLostWhileRoomIsSought) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("dgx-h100")));
+  InterferingBackend backend(*machine);
+  PeerCacheConfig config = small_config();
+  config.host_budget_bytes = 0;
+  config.peer_budget_bytes = 12 * MiB;
+  config.segment_min_bytes = 2 * MiB;
+  config.segment_max_bytes = 2 * MiB;
+  config.peers = {1, 2};
+  config.placement = "fairness";  // the peer that is used less is asked first
+  std::size_t lost = 0;
+  config.on_event = [&](const CacheEvent& event) { lost += event.kind == CacheEvent::Kind::lost ? 1 : 0; };
+  const auto cache = std::move(*PeerCache::create(backend, config));
+  const std::uint64_t small = 2 * MiB;
+  const std::uint64_t large = 10 * MiB;
+  const std::vector<std::byte> bytes = content(1, 1, large);
+  // On each peer a small segment and a large one; on the first a reclaim takes the large one, and fences
+  // both.
+  for (const std::uint64_t key : {1, 2})
+    ASSERT_TRUE(cache->put(key, bytes.data(), large, backed_by(Backing::lossy)));
+  for (const std::uint64_t key : {3, 4})
+    ASSERT_TRUE(cache->put(key, bytes.data(), small, backed_by(Backing::spill)));
+  ASSERT_TRUE(cache->settle(backend.now_ns() + 1'000'000'000));
+  std::byte* staging = *backend.map_segment(0, large, {});
+  const StreamId stream = *backend.create_stream(0);
+  for (int i = 0; i < 8; ++i) {
+    for (const std::uint64_t key : {1, 2}) {
+      FetchItem item;
+      item.key = key;
+      item.destination = staging;
+      item.capacity_bytes = large;
+      ASSERT_TRUE(cache->fetch_and_wait({&item, 1}, stream));
+    }
+    cache->poll();
+  }
+  const auto report = cache->reclaim(1, small + 1, backend.now_ns() + 100'000'000);
+  ASSERT_TRUE(report && report->finished);
+  ASSERT_EQ(machine->mapped_bytes(1), small) << "what is fenced outlasts its reclaim";
+  ASSERT_EQ(lost, 1U);
+  ASSERT_TRUE(cache->erase(4));
+  backend.sleep_until(backend.now_ns() + 2 * config.pressure.regrow_delay_ns);
+
+  // The sample finds the first peer well; the question for its room does not.
+  backend.losing = 1;
+  backend.questions_left = 1;
+  cache->poll();
+  EXPECT_EQ(lost, 2U);
+  cache->poll();
+  for (const PoolStats& pool : cache->stats().pools)
+    EXPECT_EQ(pool.in_service, pool.device != 1) << pool.device << ": " << pool.out_of_service_reason;
 }
 
 /// Keeps what it is asked to copy.
