@@ -26,14 +26,6 @@ Life::Life(const Case& life) : case_(life), plan_(draw_plan(life)), hash_(life.s
   SimulationOptions options;
   options.seed = life.seed;
   options.bytes = plan_.phantom ? SimulatedBytes::phantom : SimulatedBytes::real;
-  if (life.nth) {
-    auto& trigger = life.nth->first == Fault::fail_map        ? options.faults.fail_map
-                    : life.nth->first == Fault::fail_host_map ? options.faults.fail_host_map
-                    : life.nth->first == Fault::refuse_copy   ? options.faults.refuse_copy
-                                                              : options.faults.fail_copy;
-    trigger.at = life.nth->second;
-    planned_ = options.faults;
-  }
   auto made = make_simulated_backend(plan_.machine, options);
   require(made.has_value(), "simulator", "{}", made ? std::string() : made.error().message);
   simulated_ = std::move(*made);
@@ -45,7 +37,9 @@ Life::Life(const Case& life) : case_(life), plan_(draw_plan(life)), hash_(life.s
 
   PeerCacheConfig config = plan_.config;
   config.on_event = [this](const CacheEvent& event) { on_event(event); };
-  auto created = PeerCache::create(*backend_, std::move(config));
+  if (life.nth) plan_nth_failure();
+  auto created = PeerCache::create(*backend_, config);
+  if (!created && life.nth) created = PeerCache::create(*backend_, config);
   require(created.has_value(), "simulator", "{}", created ? std::string() : created.error().message);
   cache_ = std::move(*created);
   for (const PoolStats& pool : cache_->stats().pools)
@@ -63,6 +57,17 @@ Life::Life(const Case& life) : case_(life), plan_(draw_plan(life)), hash_(life.s
 }
 
 Life::~Life() = default;
+
+/// From here on, so that it is the cache's calls that fail, its first ones included.
+void Life::plan_nth_failure() {
+  const auto& [fault, number] = *case_.nth;
+  FaultTrigger& trigger = fault == Fault::fail_map        ? planned_.fail_map
+                          : fault == Fault::fail_host_map ? planned_.fail_host_map
+                          : fault == Fault::refuse_copy   ? planned_.refuse_copy
+                                                          : planned_.fail_copy;
+  trigger.at = number;
+  simulated_->set_faults(planned_);
+}
 
 Life::Stream Life::make_stream() {
   Stream stream;

@@ -175,6 +175,7 @@ class Life {
   [[nodiscard]] bool may_be_stuck() const;
   [[nodiscard]] std::uint64_t leased_segment_bytes(DeviceId device) const;
 
+  void plan_nth_failure();
   void perform(Operation operation);
   void observe(std::uint64_t value);
   template <typename... Values>

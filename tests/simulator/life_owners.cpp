@@ -203,6 +203,7 @@ void Life::wrong_call() {
 // ------------------------------------------------------------------------------------------
 
 void Life::change_faults() {
+  if (case_.nth) return;
   const Faults& may = plan_.faults;
   const bool all_quiet = random_.chance(0.3);
   const auto happens = [&](Fault fault, double probability) {
