@@ -125,6 +125,7 @@ void Life::perform(Operation operation) {
     case Operation::change_stream: return change_stream();
     case Operation::wrong_call: return wrong_call();
     case Operation::race_on_key: return race_on_key();
+    case Operation::disturb_put: return disturb_put();
     case Operation::change_faults: return change_faults();
     case Operation::break_link: return break_link();
     case Operation::lose_device:

@@ -107,6 +107,8 @@ class Life {
   // --- life_writes.cpp
   void put();
   void put_from_gpu();
+  void put_key_from_gpu(std::uint64_t key);
+  void disturb_put();
   void put_key(std::uint64_t key);
   void erase();
   void erase_key(std::uint64_t key);
@@ -144,6 +146,7 @@ class Life {
 
   // --- life_owners.cpp
   void reclaim();
+  void reclaim_all(DeviceId device);
   void begin_reclaim();
   void orderly_reclaim();
   void tenant();

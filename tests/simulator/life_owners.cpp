@@ -55,6 +55,18 @@ void Life::reclaim() {
   returned_[*device] += report->returned_bytes;
 }
 
+/// Everything, now.
+void Life::reclaim_all(DeviceId device) {
+  const std::uint64_t mapped = backend_->account(device).mapped_bytes;
+  if (mapped == 0) return;
+  waiting_ = begun(device, mapped);
+  const auto report = cache_->reclaim(device, mapped, backend_->now_ns());
+  waiting_.reset();
+  require(report.has_value(), "I5", "a reclaim is refused");
+  returned_[device] += report->returned_bytes;
+  observe(report->returned_bytes, report->late_bytes, report->spilled_bytes);
+}
+
 Life::Begun Life::begun(DeviceId device, std::uint64_t bytes) const {
   const Witness::Account& account = backend_->account(device);
   return {ReclaimId::none, device, account.segments.empty(), account.times_emptied, account.unmapped_bytes,

@@ -79,9 +79,13 @@ void Life::put_key(std::uint64_t key) {
       {*backend_->record_event(options.stream), memory, generation.value_or(0), EventId::none});
 }
 
-/// The bytes are written by work on the stream itself, as a model's own kernel would.
 void Life::put_from_gpu() {
-  Stored what = draw_object(random_key());
+  put_key_from_gpu(random_key());
+}
+
+/// The bytes are written by work on the stream itself, as a model's own kernel would.
+void Life::put_key_from_gpu(std::uint64_t key) {
+  Stored what = draw_object(key);
   if (what.backing == Backing::external_host) what.backing = Backing::managed_host;
   const Stream& stream = random_stream();
   PutOptions options;
@@ -173,6 +177,33 @@ void Life::race_on_key() {
   if (random_.chance(0.6)) erase_key(key);
   if (random_.chance(0.6)) put_key(key);
   fetch_keys(random_stream(), {key}, false);
+}
+
+/// A put from the GPU writes more than one copy. While they are under way they are copied on and revoked, and
+/// some of them fail.
+void Life::disturb_put() {
+  const std::uint64_t key = random_key();
+  put_key_from_gpu(key);
+  if (random_.chance(0.5)) {
+    const Key keys[] = {key};
+    observe(cache_->prefetch(keys, Tier::local));
+  }
+  backend_->sleep_until(backend_->now_ns() +
+                        static_cast<TimeNs>(random_.below(5'000'000) >> random_.below(20)));
+  check_sources();
+  for (const DeviceId peer : peers_)
+    if (random_.chance(0.5)) reclaim_all(peer);
+  if (plan_.faults.has(Fault::break_link) && random_.chance(0.7)) {
+    const auto peer = random_peer();
+    const DeviceId end = peer && random_.chance(0.5) ? *peer : kHost;
+    if (!down_.contains(
+            {plan_.config.consumer, end})) {  // it comes back at once, but what is under way has failed
+      static_cast<void>(simulated_->set_link_up(plan_.config.consumer, end, false));
+      static_cast<void>(simulated_->set_link_up(plan_.config.consumer, end, true));
+    }
+  }
+  if (random_.chance(0.5)) static_cast<void>(cache_->poll());
+  if (random_.chance(0.5)) fetch_keys(random_stream(), {key}, true);
 }
 
 // --- what is told

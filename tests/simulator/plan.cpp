@@ -15,10 +15,10 @@ constexpr std::uint64_t kKiB = 1ULL << 10;
 constexpr std::uint64_t kMiB = 1ULL << 20;
 
 constexpr std::array<std::string_view, kOperations> kOperationNames{
-    "put",     "put_from_gpu", "erase",       "fetch",         "fetch_and_wait",  "acquire",    "use_lease",
-    "release", "prefetch",     "reclaim",     "begin_reclaim", "orderly_reclaim", "tenant",     "pass_time",
-    "poll",    "kernel",       "settle",      "look",          "new_stream",      "wrong_call", "race_on_key",
-    "faults",  "link",         "lose_device", "lose_peers",    "jump_clock",      "calm"};
+    "put",         "put_from_gpu", "erase",   "fetch",         "fetch_and_wait",  "acquire",    "use_lease",
+    "release",     "prefetch",     "reclaim", "begin_reclaim", "orderly_reclaim", "tenant",     "pass_time",
+    "poll",        "kernel",       "settle",  "look",          "new_stream",      "wrong_call", "race_on_key",
+    "disturb_put", "faults",       "link",    "lose_device",   "lose_peers",      "jump_clock", "calm"};
 constexpr std::array<std::string_view, kFaults> kFaultNames{
     "refuse_copy",   "fail_copy",  "slow_copy",   "corrupt_path",   "fail_map",
     "fail_host_map", "late_event", "slow_query",  "stale_free",     "jumping_free",
@@ -26,7 +26,7 @@ constexpr std::array<std::string_view, kFaults> kFaultNames{
 
 // In the order of `Operation`; a swarm multiplies each by 0, 1, 3 or 10.
 constexpr std::array<unsigned, kOperations> kUsualWeights{18, 4, 5, 18, 8, 10, 7, 10, 4, 4, 3, 1, 5, 8,
-                                                          14, 4, 2, 2,  1, 1,  3, 6,  4, 1, 1, 1, 1};
+                                                          14, 4, 2, 2,  1, 1,  3, 3,  6, 4, 1, 1, 1, 1};
 
 std::uint64_t log_uniform(Random& random, double least, double most) {
   const double unit = static_cast<double>(random.next() >> 11) * 0x1p-53;

@@ -43,6 +43,7 @@ enum class Operation : std::uint8_t {
   change_stream,
   wrong_call,
   race_on_key,    ///< erase and put of a key while its fetch is under way
+  disturb_put,    ///< the copies that a put writes are copied on, revoked and broken while they are under way
   change_faults,  ///< which of the plan's faults happen from now on
   break_link,
   lose_device,
@@ -50,7 +51,7 @@ enum class Operation : std::uint8_t {
   jump_clock,
   calm,  ///< faults stop, and liveness must follow
 };
-inline constexpr std::size_t kOperations = 27;
+inline constexpr std::size_t kOperations = 28;
 [[nodiscard]] std::string_view to_string(Operation operation);
 
 enum class Fault : std::uint8_t {
