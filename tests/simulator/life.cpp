@@ -46,6 +46,7 @@ Life::Life(const Case& life) : case_(life), plan_(draw_plan(life)), hash_(life.s
     if (pool.tier == Tier::peer) peers_.push_back(pool.device);
   backend_->watch_memory(true);
   backend_->is_leased = [this](const std::byte* address, std::uint64_t bytes) {
+    note_arrivals_on_peers();  // before the memory goes
     for (const Held& held : leases_)
       if (held.lease.data() >= address && held.lease.data() < address + bytes) return true;
     return false;

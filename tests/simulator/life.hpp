@@ -169,6 +169,7 @@ class Life {
   void check();
   void check_arrivals();
   void check_sources();
+  void note_arrivals_on_peers();
   void check_reclaims();
   void check_statistics(bool at_rest);
   void check_wiped_at_rest();

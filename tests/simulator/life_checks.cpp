@@ -33,14 +33,24 @@ void Life::check_arrivals() {
   }
 }
 
-void Life::check_sources() {
-  for (const Source& source : sources_) {  // what arrived on a peer while the host's copy is still under way
+/// What a put also wrote to a peer, and what arrived there: then it is not lost because the host's copy
+/// failed.
+void Life::note_arrivals_on_peers() {
+  if (plan_.phantom) return;
+  for (const Source& source : sources_) {
     Stored* what = source.generation == 0 ? nullptr : model_.find(source.generation);
-    if (what == nullptr || what->on_peer == nullptr || what->arrived_on_peer || plan_.phantom) continue;
+    if (what == nullptr || what->on_peer == nullptr || what->arrived_on_peer) continue;
     what->arrived_on_peer =
         backend_->segment_of(what->peer, what->on_peer).first != nullptr &&
         first_wrong_word(what->on_peer, what->bytes, what->version, what->tenant) == what->bytes;
+    require(
+        !what->arrived_on_peer || !what->told_lost || what->backing == Backing::lossy || is_lost(what->peer),
+        "I4", "key {} is told lost, and arrived on device {}", what->key, what->peer);
   }
+}
+
+void Life::check_sources() {
+  note_arrivals_on_peers();
   std::erase_if(sources_, [&](Source& source) {
     if (backend_->query_event(source.event) == EventState::pending) return false;
     backend_->release_event(source.event);

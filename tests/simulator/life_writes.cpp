@@ -183,27 +183,30 @@ void Life::race_on_key() {
 /// some of them fail.
 void Life::disturb_put() {
   const std::uint64_t key = random_key();
+  const StreamId stream = random_stream().id;
+  std::vector<Lease> local;  // what is leased cannot make room, so that the put goes to a peer
+  for (std::uint64_t other = 1; other <= plan_.keys; ++other)
+    if (Lease lease = cache_->acquire(other, stream); lease.tier() == Tier::local)
+      local.push_back(std::move(lease));
+  static_cast<void>(simulated_->submit_kernel(stream, static_cast<TimeNs>(random_.below(1'000'000))));
   put_key_from_gpu(key);
-  if (random_.chance(0.5)) {
+  local.clear();
+  if (random_.chance(0.8)) {
     const Key keys[] = {key};
     observe(cache_->prefetch(keys, Tier::local));
   }
+  const auto peer = random_peer();
+  const DeviceId end = peer && random_.chance(0.5) ? *peer : kHost;
+  const bool breaks = plan_.faults.has(Fault::break_link) && random_.chance(0.7) &&
+                      !down_.contains({plan_.config.consumer, end});
+  if (breaks) static_cast<void>(simulated_->set_link_up(plan_.config.consumer, end, false));
+  for (const DeviceId device : peers_)
+    if (random_.chance(0.3)) reclaim_all(device);
   backend_->sleep_until(backend_->now_ns() +
-                        static_cast<TimeNs>(random_.below(5'000'000) >> random_.below(20)));
-  check_sources();
-  for (const DeviceId peer : peers_)
-    if (random_.chance(0.5)) reclaim_all(peer);
-  if (plan_.faults.has(Fault::break_link) && random_.chance(0.7)) {
-    const auto peer = random_peer();
-    const DeviceId end = peer && random_.chance(0.5) ? *peer : kHost;
-    if (!down_.contains(
-            {plan_.config.consumer, end})) {  // it comes back at once, but what is under way has failed
-      static_cast<void>(simulated_->set_link_up(plan_.config.consumer, end, false));
-      static_cast<void>(simulated_->set_link_up(plan_.config.consumer, end, true));
-    }
-  }
+                        static_cast<TimeNs>(random_.below(20'000'000) >> random_.below(8)));
+  if (breaks) static_cast<void>(simulated_->set_link_up(plan_.config.consumer, end, true));
   if (random_.chance(0.5)) static_cast<void>(cache_->poll());
-  if (random_.chance(0.5)) fetch_keys(random_stream(), {key}, true);
+  if (random_.chance(0.7)) fetch_keys(random_stream(), {key}, true);
 }
 
 // --- what is told

@@ -45,6 +45,7 @@ void Model::hear(const CacheEvent& event, const std::set<DeviceId>& lost_devices
       const bool survived = what->arrived_on_peer && !lost_devices.contains(what->peer);
       require(what->backing == Backing::lossy || with_its_device || (doubtful && !survived), "I4",
               "key {} is told lost, its backing is {}", what->key, to_string(what->backing));
+      what->told_lost = true;
       break;
     }
     case Kind::evicted:

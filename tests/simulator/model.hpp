@@ -30,6 +30,7 @@ struct Stored {
   bool arrived_on_peer = false;
   bool garbled = false;  ///< its source was not what it should be, so nobody knows its bytes
   bool told_gone = false;
+  bool told_lost = false;
 };
 
 class Model {

@@ -95,7 +95,7 @@ TierPolicy draw_policy(Random& random) {
 PeerCacheConfig draw_config(Random& random, std::uint32_t gpus) {
   PeerCacheConfig config;
   for (std::uint32_t peer = 1; peer < gpus; ++peer) config.peers.push_back(static_cast<DeviceId>(peer));
-  if (random.chance(0.6)) config.local_budget_bytes = random.between(2, 64) * 64 * kKiB;
+  if (random.chance(0.6)) config.local_budget_bytes = (64 * kKiB) << random.below(7);
   config.peer_budget_bytes = random.chance(0.5) ? UINT64_MAX : random.between(1, 8) * kMiB;
   config.host_budget_bytes = random.chance(0.7) ? 32 * kMiB : random.between(0, 24) * 128 * kKiB;
   config.segment_min_bytes = random.between(1, 4) * 64 * kKiB;
