@@ -2,12 +2,13 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <regex>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "core/copy_state.hpp"
+#include "core/object_table.hpp"
 #include "memory/pool.hpp"
 #include "protocol/spin.hpp"
 
@@ -65,6 +66,39 @@ TEST(ProtocolTest, TheModelChangesAStateInNoOtherWay) {
   const std::vector<std::string> expected{"state[8] = n", "segment[3] = s", "state[copy] = t",
                                           "segment[number] = s"};
   EXPECT_EQ(changes, expected) << "two beginnings, and the two macros";
+}
+
+template <typename Thing, typename State>
+void go(Thing& thing, const std::vector<State>& way) {
+  for (const State state : way) thing.become(state);
+}
+
+/// From the end of each way, every step that `table` does not have stops the process.
+template <typename Thing, typename State, std::size_t N>
+void expect_no_other_step(const std::array<Transition<State>, N>& table,
+                          const std::vector<std::vector<State>>& ways) {
+  for (const std::vector<State>& from : ways) {
+    for (const std::vector<State>& to : ways) {
+      Thing thing;
+      Thing other;
+      go(thing, from);
+      go(other, to);
+      const State next = other.state();
+      if (is_legal(table, thing.state(), next))
+        thing.become(next);
+      else
+        EXPECT_DEATH(thing.become(next), "only changes as the table says");
+    }
+  }
+}
+
+TEST(ProtocolTest, TheCodeStopsAtAStepThatIsNotInItsTable) {
+  using enum core::CopyState;
+  using enum memory::SegmentState;
+  expect_no_other_step<core::Copy, core::CopyState>(core::kCopyTransitions,
+                                                    {{}, {filling}, {live}, {live, leaving}});
+  expect_no_other_step<memory::Segment, memory::SegmentState>(memory::kSegmentTransitions,
+                                                              {{}, {active}, {active, fenced}});
 }
 
 /// Tests of one `-D` line each.
