@@ -14,6 +14,8 @@ struct Transition {
 
   bool operator==(const Transition&) const = default;
 };
+template <typename State>
+Transition(State, State) -> Transition<State>;  // clang 14 does not deduce it by itself
 
 template <typename State, std::size_t N>
 [[nodiscard]] constexpr bool is_legal(const std::array<Transition<State>, N>& table, State from, State to) {

@@ -17,6 +17,9 @@ namespace harvest::core {
 
 /// One copy, for the control plane.
 struct Copy {
+  Copy() = default;
+  Copy(const Copy&) = delete;
+
   bool has_slot = false;  ///< false for `external_host` memory, which is the caller's
   memory::Slot slot;
   DeviceId device = kHost;
