@@ -7,14 +7,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <harvest/cuda.hpp>
-#include <iterator>
 #include <system_error>
 #include <utility>
 
 #include "backend/cuda/calibration.hpp"
 #include "base/json_reader.hpp"
+#include "base/text_file.hpp"
 
 namespace harvest::cuda {
 namespace {
@@ -130,14 +129,9 @@ Status replace_file(const std::string& path, std::string_view text) {
 }  // namespace
 
 Result<std::vector<CardCalibration>> read_calibrations(const std::string& path) {
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored))  // opens, and throws when it is read
-    return fail(ErrorCode::not_found, fmt::format("'{}' is a folder, not a calibration file", path));
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file.is_open() || file.bad())
-    return fail(ErrorCode::not_found, fmt::format("cannot read calibration file '{}'", path));
-  return parse_file(text).map_error([&](Error error) {
+  const Result<std::string> text = read_text_file(path, "calibration file");
+  if (!text) return tl::unexpected(text.error());
+  return parse_file(*text).map_error([&](Error error) {
     return Error{error.code, fmt::format("{}: {}", path, error.message)};
   });
 }
