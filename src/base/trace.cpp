@@ -161,6 +161,8 @@ tl::expected<TraceRequest, std::string> parse_request(const std::string& line) {
   } catch (const Json::parse_error& error) {
     // The library's sentence begins with its own code and a line that is always 1.
     return tl::unexpected(fmt::format("not JSON, at or before column {} of {}", error.byte, line.size()));
+  } catch (const Json::out_of_range&) {
+    return tl::unexpected(std::string("not JSON: a number that is too large to be one"));
   }
   if (!object.is_object()) {
     return tl::unexpected(fmt::format("a JSON {}, not an object", object.type_name()));
