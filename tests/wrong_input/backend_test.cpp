@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <harvest/cuda.hpp>
 #include <harvest/loopback.hpp>
 #include <harvest/simulated_backend.hpp>
 
@@ -137,6 +138,13 @@ TEST(WrongInput, BackendThatIsSimulated) {
 
 TEST(WrongInput, BackendThatHoldsNoBytes) {
   show_backend_rows(*good({.bytes = SimulatedBytes::phantom}));
+}
+
+TEST(WrongInput, CudaWithoutCuda) {
+  if (has_cuda()) GTEST_SKIP() << "this build has CUDA: tests/cuda shows its table";
+  const auto rows = read_table(reliability_page(), "`make_cuda_backend`");
+  ASSERT_EQ(rows.front().input, "a build without CUDA");
+  EXPECT_EQ(difference(rows.front(), make_cuda_backend()), "");
 }
 
 TEST(WrongInput, LoopbackBackend) {
