@@ -78,7 +78,7 @@ void PutTable::show_room() {
   PeerCacheConfig three = small_config();
   three.max_objects = 3;
   World full(three);
-  for (const std::uint64_t key : {1, 2, 3}) ASSERT_TRUE(full.put(key, 1, kBytes));
+  for (std::uint64_t key = 1; key <= 3; ++key) ASSERT_TRUE(full.put(key, 1, kBytes));
   table_.shows("one more than `max_objects`", full.put(4, 1, kBytes));
 }
 
@@ -261,6 +261,12 @@ TEST(WrongInput, LookingAndAsking) {
 
   table.shows("`forget_stream` of `none`", world.cache->forget_stream(StreamId::none));
   table.shows("`forget_stream` of 2^32 - 1", world.cache->forget_stream(kHighestStream));
+  // From number 63 on streams are asked for together, up to the highest known: which that one must not become.
+  StreamId high = world.stream;
+  while (static_cast<std::uint32_t>(high) < 64) high = *world.backend->create_stream(0);
+  world.cache->acquire(1, high).release();
+  ASSERT_TRUE(world.cache->erase(1));
+  world.settle();
   ASSERT_TRUE(world.cache->forget_stream(world.stream));
   table.shows("`forget_stream` twice", world.cache->forget_stream(world.stream));
   show_runner(table);
