@@ -261,7 +261,8 @@ TEST(WrongInput, LookingAndAsking) {
 
   table.shows("`forget_stream` of `none`", world.cache->forget_stream(StreamId::none));
   table.shows("`forget_stream` of 2^32 - 1", world.cache->forget_stream(kHighestStream));
-  // From number 63 on streams are asked for together, up to the highest known: which that one must not become.
+  // From number 63 on streams are asked for together, up to the highest known: which that one must not
+  // become.
   StreamId high = world.stream;
   while (static_cast<std::uint32_t>(high) < 64) high = *world.backend->create_stream(0);
   world.cache->acquire(1, high).release();
