@@ -92,6 +92,10 @@ TEST_F(PutTable, IsTrue) {
   for (const PoolStats& pool : stats.pools)
     EXPECT_TRUE(pool.in_service) << "the caller's mistake is no peer's";
 
+  std::vector<std::byte> odd(kBytes + 1);
+  write_content(std::span(odd).subspan(1), 7, 1);
+  table_.shows("`source` at an odd address", world_.cache->put(7, odd.data() + 1, kBytes));
+  EXPECT_NE(world_.fetch(7, 1, kBytes), Tier::none);
   table_.shows("`erase` of a key that is not there", world_.cache->erase(42));
   ASSERT_TRUE(world_.put(1, 1, kBytes));
   ASSERT_TRUE(world_.cache->erase(1));
