@@ -183,11 +183,12 @@ enum class ReclaimId : std::uint64_t { none = 0 };
 class PeerCache {
  public:
   /// Probes the machine and begins with empty pools. `backend` outlives the cache.
-  /// Errors: invalid_argument (names the field, value and limit), not_found (device, policy).
+  /// Errors: invalid_argument (names the field, value and limit), not_found (device, policy, path),
+  /// unavailable (a named peer that the consumer cannot reach), out_of_memory.
   [[nodiscard]] static Result<std::unique_ptr<PeerCache>> create(Backend& backend, PeerCacheConfig config);
 
-  /// Waits for its GPU work and gives all memory back. Requires: no lease is held, no call is running,
-  /// no stream that read from it is being captured.
+  /// Waits for its GPU work and gives all memory back. Requires: no lease is held (one that is stops the
+  /// process, and its key is named), no call is running, no stream that read from it is being captured.
   ~PeerCache();
   PeerCache(const PeerCache&) = delete;
   PeerCache& operator=(const PeerCache&) = delete;
@@ -231,7 +232,8 @@ class PeerCache {
   [[nodiscard]] Tier locate(const Key& key) const;
 
   /// Asks for copies in `tier` (`local` or `peer`) before they are needed; they come in the background,
-  /// in order. Answers how many of `keys` are there or on their way. Keys that are not known are skipped.
+  /// in order. Answers how many of `keys` are there or on their way. Keys that are not known are skipped;
+  /// into `host`, `none` and a tier that this cache does not have nothing comes, and the answer is 0.
   std::size_t prefetch(std::span<const Key> keys, Tier tier);
 
   /// The caller's stream will be destroyed: waits until its work is done. Then comes
@@ -242,8 +244,9 @@ class PeerCache {
 
   /// Gives `bytes` of `device` back to its owner and waits until that is done or `deadline_ns` (a point on
   /// the backend's clock) has passed. What is late goes on by itself, see `reclaim_status`. The pool does
-  /// not grow into these bytes again before `PressureConfig::regrow_delay_ns`.
-  /// Errors: not_found (not a peer of this cache), invalid_argument (0 bytes).
+  /// not grow into these bytes again before `PressureConfig::regrow_delay_ns`. Who asks for more than the
+  /// cache holds there gets all of it; after the deadline, what can be had without waiting. Errors: not_found
+  /// (not a peer of this cache), invalid_argument (0 bytes).
   Result<ReclaimReport> reclaim(DeviceId device, std::uint64_t bytes, TimeNs deadline_ns);
 
   /// The same without waiting: `poll` carries it on.

@@ -22,7 +22,7 @@ namespace harvest {
 /// What a policy may know of an object.
 struct ObjectFacts {
   std::uint64_t bytes = 1;
-  double reload_cost_ns = 1;  ///< what a miss costs: the time to get it back from where it would be then
+  double reload_cost_ns = 1;  ///< what a miss costs: the time to get it back; at least 0, may be infinite
 };
 
 /// Ranks the residents of one tier and names the one to evict.

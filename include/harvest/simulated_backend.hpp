@@ -149,11 +149,13 @@ class SimulatedBackend : public Backend {
   virtual Status lose_device(DeviceId device) = 0;
 
   /// Replaces the plan; the schedule's points in time that are past happen at once. Counts of n-th
-  /// times start again.
-  virtual void set_faults(FaultPlan plan) = 0;
+  /// times start again. Errors: invalid_argument (what cannot be meant: a rate beyond 0..1, a device that is
+  /// not there); then the plan before it stays.
+  virtual Status set_faults(FaultPlan plan) = 0;
 };
 
-/// Errors: malformed (`machine.validate()`), out_of_memory (of addresses).
+/// Errors: malformed (`machine.validate()`), invalid_argument (`options.faults`, as `set_faults`),
+/// out_of_memory (of addresses).
 [[nodiscard]] Result<std::unique_ptr<SimulatedBackend>> make_simulated_backend(
     Machine machine, SimulationOptions options = {});
 

@@ -48,7 +48,8 @@ class Topology {
   /// access is a claim, and some machines corrupt silently (docs/cuda.md, rule 8). Where the backend holds no
   /// bytes the paths stay `untested`. Blocks for about 1 ms a path; needs 2 MiB free on each device.
   /// A path or device that fails is marked, not an error. `verdicts` stand in the place of tests.
-  /// Errors: invalid_argument (no GPU at all), not_found (a verdict on a path that is not there).
+  /// Errors: invalid_argument (no GPU at all, two verdicts on one path), not_found (a verdict on a path that
+  /// is not there).
   [[nodiscard]] static Result<Topology> probe(Backend& backend, bool verify = true,
                                               std::span<const PathVerdict> verdicts = {});
 

@@ -39,9 +39,9 @@ inline constexpr TimeNs kMooncakeStepNs = 3'000'000'000;
 ///
 /// with the time in ms, lengths in tokens and one id for each block of 512 prompt tokens. Times do not go
 /// backwards. Other fields and blank lines are ignored. The file may be gzipped, whatever its name.
-/// Errors: not_found (the file cannot be opened), malformed (`file:line: what`: not JSON, a field missing
-/// or of another type or negative, time going backwards; or a file without requests, a truncated or
-/// damaged gzip). Cost: about 10 ms for 1,000 requests of 24 blocks.
+/// Errors: not_found (a folder, or the file cannot be opened), malformed (`file:line: what`: not JSON, a
+/// field missing or of another type or negative, time going backwards; or a file without requests, a line of
+/// more than 64 MiB, a truncated or damaged gzip). Cost: about 10 ms for 1,000 requests of 24 blocks.
 [[nodiscard]] Result<Trace> read_mooncake_trace(const std::string& path);
 
 /// Spreads requests that carry the same time evenly over the step which begins with it, in order, so that a

@@ -25,7 +25,7 @@ using Json = nlohmann::ordered_json;
 inline Result<Json> parse_json(std::string_view text) {
   try {
     return Json::parse(text, nullptr, /*allow_exceptions=*/true, /*ignore_comments=*/true);
-  } catch (const Json::parse_error& error) {
+  } catch (const Json::exception& error) {  // a parse_error, or out_of_range for a number like 1e999
     return fail(ErrorCode::malformed, fmt::format("not JSON: {}", error.what()));
   }
 }

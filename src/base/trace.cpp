@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -14,18 +15,24 @@
 #include <system_error>
 #include <utility>
 
+#include "base/assert.hpp"
+
 namespace harvest {
 namespace {
 
 using Json = nlohmann::json;
 
 constexpr std::uint64_t kNsPerMs = 1'000'000;
+constexpr std::size_t kLongestLineBytes = 64U << 20U;  // of millions of blocks; a trace has thousands
 constexpr std::uint64_t kMaxMs = static_cast<std::uint64_t>(kNever) / kNsPerMs;
 
 /// Lines of a file, plain or gzipped.
 class LineReader {
  public:
   [[nodiscard]] Status open(const std::string& path) {
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored))  // opens, and fails when it is read
+      return fail(ErrorCode::not_found, fmt::format("'{}' is a folder, not a trace", path));
     errno = 0;
     file_.reset(gzopen(path.c_str(), "rb"));
     if (file_ == nullptr) {
@@ -44,6 +51,8 @@ class LineReader {
     while (true) {
       const auto end = rest_.find('\n');
       line += rest_.substr(0, end);
+      if (line.size() > kLongestLineBytes)
+        return malformed(fmt::format("a line of more than {} bytes", kLongestLineBytes));
       if (end != std::string_view::npos) {
         rest_.remove_prefix(end + 1);
         return true;
@@ -152,6 +161,8 @@ tl::expected<TraceRequest, std::string> parse_request(const std::string& line) {
   } catch (const Json::parse_error& error) {
     // The library's sentence begins with its own code and a line that is always 1.
     return tl::unexpected(fmt::format("not JSON, at or before column {} of {}", error.byte, line.size()));
+  } catch (const Json::out_of_range&) {
+    return tl::unexpected(std::string("not JSON: a number that is too large to be one"));
   }
   if (!object.is_object()) {
     return tl::unexpected(fmt::format("a JSON {}, not an object", object.type_name()));
@@ -200,12 +211,15 @@ std::vector<Key> Trace::block_accesses() const {
 }
 
 void spread_arrivals(Trace& trace, TimeNs step_ns) {
+  HARVEST_ASSERT(step_ns > 0, fmt::format("step_ns is {}, at least 1", step_ns));
   auto& requests = trace.requests;
   for (std::size_t first = 0; first < requests.size();) {
     const TimeNs begin_ns = requests[first].arrival_ns;
     std::size_t end = first;
     while (end < requests.size() && requests[end].arrival_ns == begin_ns) ++end;
     TimeNs length_ns = std::min(step_ns, kNever - begin_ns);
+    HARVEST_ASSERT(end == requests.size() || requests[end].arrival_ns > begin_ns,
+                   "arrivals may not go backwards");
     if (end < requests.size()) length_ns = std::min(length_ns, requests[end].arrival_ns - begin_ns);
     const auto count = static_cast<TimeNs>(end - first);
     for (TimeNs i = 0; i < count; ++i) {

@@ -280,7 +280,7 @@ void add_demo(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("demo", "See Harvest do its job, in a few seconds");
   command->footer(kTeaching);
-  bench::add_machine(*command, options->machine);
+  bench::add_machine(*command, options->machine, "Use");
   add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
 }

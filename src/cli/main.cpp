@@ -3,7 +3,9 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 
 #include "cli/command.hpp"
@@ -31,6 +33,7 @@ Exit run(int argc, char** argv) {
   CLI::App app(kAbout, "harvest");
   app.footer(kFirstSteps);
   app.set_version_flag("--version", "harvest " HARVEST_VERSION);
+  app.require_subcommand(0, 1);
   Action chosen;
   harvest::cli::add_topo(app, chosen);
   harvest::cli::add_policy(app, chosen);
@@ -55,7 +58,10 @@ Exit run(int argc, char** argv) {
                "harvest: a command is missing: topo, policy, replay, demo or bench (see harvest --help)\n");
     return Exit::bad_input;
   }
-  return chosen();
+  const Exit exit = chosen();
+  if (std::fflush(stdout) == 0) return exit;
+  fmt::print(stderr, "harvest: the results cannot be written: {}\n", std::strerror(errno));
+  return Exit::failed;
 }
 
 }  // namespace

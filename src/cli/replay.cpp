@@ -67,6 +67,14 @@ Status check_size(const char* option, std::uint64_t wanted, std::uint64_t limit,
               fmt::format("{}: {} do not fit: {} has {}", option, much, whose, most));
 }
 
+/// A tier that cannot hold one block would hold none: who wants none says 0.
+Status check_block(const char* option, std::uint64_t bytes, std::uint64_t block_bytes) {
+  if (bytes >= block_bytes || (bytes == 0 && std::string_view(option) != "--host")) return {};
+  return fail(ErrorCode::invalid_argument,
+              fmt::format("{}: {} are less than one block of {}{}", option, format_bytes(bytes),
+                          format_bytes(block_bytes), bytes == 0 ? "" : "; 0 is for none"));
+}
+
 Status check_sizes(const Options& options, const Workload& workload) {
   const auto& devices = workload.machine.devices;
   const std::uint64_t gpu = devices.front().info.total_bytes;
@@ -84,10 +92,10 @@ Status check_sizes(const Options& options, const Workload& workload) {
   if (Status fits = check_size("--host", options.host_bytes, devices.back().info.total_bytes, "the host");
       !fits)
     return fits;
-  if (options.host_bytes < workload.block_bytes)
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("--host: {} are less than one block of {}", format_bytes(options.host_bytes),
-                            format_bytes(workload.block_bytes)));
+  for (const auto& [option, bytes] : {std::pair{"--local", options.local_bytes},
+                                      {"--peer", options.peer_bytes},
+                                      {"--host", options.host_bytes}})
+    if (Status fits = check_block(option, bytes, workload.block_bytes); !fits) return fits;
   return {};
 }
 

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/assert.hpp"
+#include "core/check_config.hpp"
 
 /// Beginning and end of a cache, and small things that all parts use.
 namespace harvest::core {
@@ -79,25 +80,11 @@ Status Cache::make_peers() {
     const std::uint64_t bytes = config_.segment_max_bytes;
     const double from_host = topology_.expected_copy_ns(kHost, config_.consumer, bytes);
     for (const PeerRank& rank : topology_.rank_peers(config_.consumer, bytes))
-      if (rank.fetch_ns < from_host) ids.push_back(rank.device);
+      if (rank.fetch_ns < from_host && leaves_room(config_.pressure, *topology_.device(rank.device)))
+        ids.push_back(rank.device);
   }
   for (const DeviceId id : ids) {
     const DeviceInfo* device = topology_.device(id);
-    if (device == nullptr || id == kHost)
-      return fail(ErrorCode::not_found, fmt::format("peer {} is not a GPU of this machine", id));
-    if (id == config_.consumer)
-      return fail(ErrorCode::invalid_argument,
-                  fmt::format("device {} is the consumer, it cannot be its own peer", id));
-    if (find_peer(id) != nullptr)
-      return fail(ErrorCode::invalid_argument, fmt::format("peer {} is named twice", id));
-    if (!topology_.usable_as_peer(id, config_.consumer)) {
-      const Path* path = topology_.path(id, config_.consumer);
-      return fail(ErrorCode::unavailable,
-                  fmt::format("peer {} cannot be used by consumer {}: {}", id, config_.consumer,
-                              path == nullptr                    ? "there is no path"
-                              : path->state == PathState::failed ? path->reason
-                                                                 : "no peer access"));
-    }
     const auto stream = backend_.create_stream(id);
     if (!stream) return tl::unexpected(stream.error());
     memory::PoolConfig pool =
@@ -172,9 +159,9 @@ Cache::~Cache() {
 }
 
 void Cache::drain_everything() {
-  const auto leased = [&]() HARVEST_REQUIRES(control_) {
-    return std::any_of(leaving_.begin(), leaving_.end(),
-                       [](const CopyRef& ref) { return pins(*ref.object, ref.tier) != 0; });
+  const auto first_leased = [&]() HARVEST_REQUIRES(control_) {
+    return std::find_if(leaving_.begin(), leaving_.end(),
+                        [](const CopyRef& ref) { return pins(*ref.object, ref.tier) != 0; });
   };
   wishes_.clear();
   while (!fills_.empty()) {
@@ -187,11 +174,14 @@ void Cache::drain_everything() {
   finish_all_leaving();
   // A stream that read from here may have no event to give yet.
   const TimeNs give_up_ns = backend_.now_ns() + kLastPatienceNs;
-  while (!leaving_.empty() && !leased() && backend_.now_ns() < give_up_ns) {
+  while (!leaving_.empty() && first_leased() == leaving_.end() && backend_.now_ns() < give_up_ns) {
     backend_.sleep_until(backend_.now_ns() + kLastPauseNs);
     finish_all_leaving();
   }
-  HARVEST_ASSERT(!leased(), "a cache may only end when no lease is held");
+  const auto held = first_leased();
+  HARVEST_ASSERT(held == leaving_.end(),
+                 fmt::format("a cache may only end when no lease is held, and key {:016x}:{:016x} is leased",
+                             held->object->key.high, held->object->key.low));
   HARVEST_ASSERT(leaving_.empty(), "a cache may only end when no stream that read from it is being captured");
   const auto drain = [&](memory::Pool& pool) {
     while (pool.oldest_event() != EventId::none) {

@@ -147,6 +147,12 @@ struct Reader {
   std::vector<Watch> watches HARVEST_GUARDED_BY(mutex);
 };
 
+/// Whether a refused copy says that a device or path does not work, and not that the call was wrong.
+[[nodiscard]] inline bool is_trouble(const Error& error) {
+  return error.code != ErrorCode::invalid_argument && error.code != ErrorCode::not_found &&
+         error.code != ErrorCode::not_supported;
+}
+
 class Cache {
  public:
   Cache(Backend& backend, PeerCacheConfig config, Topology topology);

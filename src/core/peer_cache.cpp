@@ -3,47 +3,14 @@
 
 #include <fmt/format.h>
 
+#include <new>
 #include <utility>
 
 #include "base/test_hooks.hpp"
 #include "core/cache.hpp"
+#include "core/check_config.hpp"
 
 namespace harvest {
-namespace {
-
-Status check(const PeerCacheConfig& config, const Topology& topology) {
-  const auto wrong = [](std::string message) {
-    return fail(ErrorCode::invalid_argument, std::move(message));
-  };
-  const DeviceInfo* consumer = topology.device(config.consumer);
-  if (consumer == nullptr || config.consumer == kHost) {
-    return fail(ErrorCode::not_found, fmt::format("consumer {} is not a GPU of this machine; it has {}",
-                                                  config.consumer, topology.devices().size() - 1));
-  }
-  if (config.segment_min_bytes == 0 || config.segment_min_bytes > config.segment_max_bytes)
-    return wrong(fmt::format("segment_min_bytes is {}, it lies in 1..segment_max_bytes ({})",
-                             config.segment_min_bytes, config.segment_max_bytes));
-  constexpr std::uint64_t kMostChunkBytes = 1ULL << 30;  // longer registrations stall other processes
-  if (config.host_chunk_bytes == 0 || config.host_chunk_bytes > kMostChunkBytes)
-    return wrong(
-        fmt::format("host_chunk_bytes is {}, it lies in 1..{}", config.host_chunk_bytes, kMostChunkBytes));
-  constexpr std::uint32_t kMostObjects = 1U << 28;
-  if (config.max_objects == 0 || config.max_objects > kMostObjects)
-    return wrong(fmt::format("max_objects is {}, it lies in 1..{}", config.max_objects, kMostObjects));
-  if (config.local_budget_bytes > consumer->total_bytes)
-    return wrong(fmt::format("local_budget_bytes is {}, the consumer has {}", config.local_budget_bytes,
-                             consumer->total_bytes));
-  const std::uint64_t host_bytes = topology.device(kHost)->total_bytes;
-  if (config.host_budget_bytes > host_bytes)
-    return wrong(
-        fmt::format("host_budget_bytes is {}, the host has {}", config.host_budget_bytes, host_bytes));
-  if (config.pressure.sample_interval_ns <= 0)
-    return wrong(fmt::format("sample_interval_ns is {}, at least 1", config.pressure.sample_interval_ns));
-  if (config.background_bytes == 0) return wrong("background_bytes is 0, at least 1");
-  return {};
-}
-
-}  // namespace
 
 std::string_view to_string(CacheEvent::Kind kind) {
   switch (kind) {
@@ -110,12 +77,18 @@ Generation Lease::generation() const {
 }
 
 Result<std::unique_ptr<PeerCache>> PeerCache::create(Backend& backend, PeerCacheConfig config) {
-  auto topology = Topology::probe(backend, config.verify_paths, config.path_verdicts);
-  if (!topology) return tl::unexpected(topology.error());
-  if (Status status = check(config, *topology); !status) return tl::unexpected(status.error());
-  auto cache = std::make_unique<core::Cache>(backend, std::move(config), std::move(*topology));
-  if (Status status = cache->start(); !status) return tl::unexpected(status.error());
-  return std::unique_ptr<PeerCache>(new PeerCache(std::move(cache)));
+  const std::uint32_t max_objects = config.max_objects;
+  try {
+    auto topology = Topology::probe(backend, config.verify_paths, config.path_verdicts);
+    if (!topology) return tl::unexpected(topology.error());
+    if (Status status = core::check_config(config, *topology); !status) return tl::unexpected(status.error());
+    auto cache = std::make_unique<core::Cache>(backend, std::move(config), std::move(*topology));
+    if (Status status = cache->start(); !status) return tl::unexpected(status.error());
+    return std::unique_ptr<PeerCache>(new PeerCache(std::move(cache)));
+  } catch (const std::bad_alloc&) {  // the table is the one large thing that is not the backend's
+    return fail(ErrorCode::out_of_memory,
+                fmt::format("no memory for a table of {} objects (max_objects)", max_objects));
+  }
 }
 
 PeerCache::PeerCache(std::unique_ptr<core::Cache> cache) : cache_(std::move(cache)) {}

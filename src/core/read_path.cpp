@@ -14,6 +14,8 @@ Reader& Cache::reader_of(StreamId stream) {
   const auto number = static_cast<std::uint32_t>(stream);
   if (number < kOverflowStreamBit) return readers_[number];
   std::uint32_t highest = highest_stream_.load(std::memory_order_relaxed);
+  // All streams up to the highest are asked for events, so a number that is none must not become that.
+  if (highest < number && !backend_.stream_device(stream)) return readers_[kOverflowStreamBit];
   while (highest < number &&
          !highest_stream_.compare_exchange_weak(highest, number, std::memory_order_relaxed)) {
   }
@@ -286,9 +288,11 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
     const bool on_side = group.front().device == kHost && side != stream;
     const Status status = submit_group(reader, group, items, on_side ? side : stream, ending);
     if (!status) {
-      report_trouble(group.front().device);
+      // One item whose destination is wrong must not cost the others their tier: they are tried one by one.
+      const bool trouble = is_trouble(status.error());
+      if (trouble) report_trouble(group.front().device);
       for (const Reader::Item& entry : group)
-        serve_from_next_tier(reader, items[entry.index], entry.tier, stream, ending);
+        serve_from_next_tier(reader, items[entry.index], trouble ? entry.tier : Tier::none, stream, ending);
     } else if (on_side) {
       if (const auto event = record_surely(backend_, side)) {
         joined = *event;
@@ -392,8 +396,9 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
                              object.address[tier].load(std::memory_order_relaxed), bytes};
     const DeviceId device = object.device[tier].load(std::memory_order_relaxed);
     const bool fits = bytes <= item.capacity_bytes;
-    const bool given =
-        fits && waits && backend_.copy(stream, {device, config_.consumer}, {&copy, 1}).has_value();
+    Status status = fail(ErrorCode::unavailable, {});
+    if (fits && waits) status = backend_.copy(stream, {device, config_.consumer}, {&copy, 1});
+    const bool given = status.has_value();
     if (given) {
       item.served = pinned.tier;
       item.outcome = ErrorCode::ok;
@@ -404,8 +409,10 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
       watch(reader, stream, device, ending);
     } else if (!fits) {
       item.outcome = ErrorCode::invalid_argument;
-    } else {
+    } else if (is_trouble(status.error())) {
       report_trouble(device);
+    } else {
+      item.outcome = ErrorCode::invalid_argument;
     }
     unpin(object, pinned.tier);
     if (given || !fits) return;

@@ -29,7 +29,7 @@ Reclaim& Cache::open_reclaim(Peer& peer, std::uint64_t bytes, TimeNs deadline_ns
   reclaim.report.device = peer.device;
   reclaim.report.requested_bytes = bytes;
   ++counters_.reclaims;
-  counters_.reclaim_requested_bytes += bytes;
+  counters_.reclaim_requested_bytes += std::min(bytes, peer.sampled.total_bytes);
   peer.last_shrink_ns = now;
   peer.no_growth_before_ns = std::max(peer.no_growth_before_ns, now + config_.pressure.regrow_delay_ns);
   reclaims_.push_back(reclaim);
@@ -112,10 +112,12 @@ void Cache::advance_reclaims() {
 /// Fences segments, those whose loss costs the least for each byte first, until what is fenced covers what
 /// is asked for.
 void Cache::fence_cheapest(Peer& peer, TimeNs now_ns) {
+  // Who asks for more than there is wants all of it: sums of such numbers must not overflow.
+  const std::uint64_t mapped = peer.pool->mapped_bytes();
   std::uint64_t needed = 0;
   for (const Reclaim& reclaim : reclaims_)
     if (!reclaim.report.finished && reclaim.report.device == peer.device)
-      needed += reclaim.report.requested_bytes - reclaim.report.returned_bytes;
+      needed += std::min(reclaim.report.requested_bytes - reclaim.report.returned_bytes, mapped - needed);
   if (needed <= peer.pool->fenced_bytes()) return;
 
   std::vector<std::pair<double, std::uint32_t>> by_value;

@@ -17,6 +17,7 @@ namespace {
 constexpr std::uint64_t kPatternBytes = 256 << 10;
 constexpr std::uint64_t kFragmentBytes = 4 << 10;
 constexpr TimeNs kTestDeadlineNs = 5'000'000'000;
+constexpr const char* kVerdict = "the caller's verdict";
 
 /// Tests paths with a pattern that tells every 8 bytes apart, so that a lost, shifted or stale run shows.
 class PathTester {
@@ -131,8 +132,12 @@ Result<Topology> Topology::probe(Backend& backend, bool verify, std::span<const 
                   fmt::format("a verdict on the path from device {} to device {}: there is "
                               "no such path",
                               verdict.route.from, verdict.route.to));
+    if (path->reason == kVerdict)
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("two verdicts on the path from device {} to device {}", verdict.route.from,
+                              verdict.route.to));
     path->state = verdict.state;
-    path->reason = "the caller's verdict";
+    path->reason = kVerdict;
   }
   if (!verify || !topology.backend_.holds_bytes) return topology;
 

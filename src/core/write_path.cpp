@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/assert.hpp"
 #include "base/test_hooks.hpp"
@@ -18,6 +19,19 @@ Status Cache::check_put(const void* source, std::uint64_t bytes, const PutOption
   if (bytes > kMostBytes) {
     return fail(ErrorCode::invalid_argument,
                 fmt::format("an object has at most {} bytes, got {}", kMostBytes, bytes));
+  }
+  if (UINTPTR_MAX - reinterpret_cast<std::uintptr_t>(source) < bytes) {
+    return fail(
+        ErrorCode::invalid_argument,
+        fmt::format("{} bytes from {} on run past the end of all addresses", bytes, fmt::ptr(source)));
+  }
+  if (options.backing > Backing::lossy) {
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("there is no backing {}", static_cast<int>(options.backing)));
+  }
+  if (!std::isfinite(options.recompute_cost_ns) || options.recompute_cost_ns < 0) {
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("recompute_cost_ns is {}, a finite number from 0", options.recompute_cost_ns));
   }
   if (topology_.device(options.source_device) == nullptr)
     return fail(ErrorCode::invalid_argument, fmt::format("there is no device {}", options.source_device));
@@ -128,6 +142,12 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
   const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
   auto place = allocate(tier, object, true);
   if (!place) {
+    if (!has_tier(tier)) {
+      return fail(ErrorCode::out_of_memory,
+                  fmt::format("no room for {} bytes: this cache has {}", bytes,
+                              tier == Tier::peer ? "no peer"
+                                                 : "no host memory of its own, as host_budget_bytes is 0"));
+    }
     if (tier == Tier::peer) {
       return fail(
           ErrorCode::out_of_memory,
@@ -145,7 +165,7 @@ Status Cache::write_copy(Object& object, Tier tier, const void* source, DeviceId
   const harvest::Copy run{copy.slot.address, static_cast<const std::byte*>(source), bytes};
   const Result<EventId> ready = copy_and_record(stream, {source_device, copy.device}, run);
   if (!ready) {
-    if (tier == Tier::peer) report_trouble(copy.device);
+    if (tier == Tier::peer && is_trouble(ready.error())) report_trouble(copy.device);
     free_slot(object, tier, std::move(place->allocation.after));
     return tl::unexpected(ready.error());
   }
@@ -192,6 +212,7 @@ Status Cache::erase(const Key& key) {
 }
 
 Status Cache::forget_stream(StreamId stream) {
+  if (const auto known = backend_.stream_device(stream); !known) return tl::unexpected(known.error());
   const auto event = record_apart(stream);
   if (!event) return tl::unexpected(event.error());
   backend_.wait_event(*event, kNever);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
 #include "policy/policies.hpp"
 #include "policy/ranking.hpp"
 
@@ -23,6 +25,8 @@ class AgedFrequency final : public TablePolicy<Worth> {
   std::string_view name() const override { return name_; }
 
   void insert(const Key& key, const ObjectFacts& facts) override {
+    HARVEST_ASSERT(facts.reload_cost_ns >= 0,  // what is no number has no rank
+                   fmt::format("reload_cost_ns is {}, at least 0", facts.reload_cost_ns));
     Item& item = table_.admit(key, facts);
     item.hits = 1;
     item.weight = by_cost_and_size_ ? facts.reload_cost_ns / static_cast<double>(item.bytes) : 1;

@@ -49,17 +49,5 @@ TEST(Loopback, AStreamIsOfTheDeviceItWasMadeFor) {
   EXPECT_EQ(machine->stream_device(twin).value(), 0);
 }
 
-TEST(Loopback, NamesWhatIsNotThere) {
-  const auto machine = phantom("2xh100-nvl");
-  EXPECT_EQ(make_loopback_backend(*machine, 2).error().code, ErrorCode::not_found);
-  EXPECT_THAT(make_loopback_backend(*machine, 2).error().message, HasSubstr("device 2"));
-  EXPECT_EQ(make_loopback_backend(*machine, kHost).error().code, ErrorCode::not_found);
-  const auto backend = make_loopback_backend(*machine).value();
-  EXPECT_EQ(backend->query_memory(2).error().code, ErrorCode::not_found);
-  const DeviceId stranger = 2;
-  EXPECT_EQ(backend->map_segment(0, 2 * kMiB, {&stranger, 1}).error().code, ErrorCode::not_found);
-  EXPECT_EQ(backend->wrap_stream(0, nullptr).error().code, ErrorCode::not_supported);
-}
-
 }  // namespace
 }  // namespace harvest::test

@@ -14,9 +14,6 @@
 namespace harvest::test {
 namespace {
 
-using testing::AllOf;
-using testing::HasSubstr;
-
 constexpr std::uint64_t kGiB = std::uint64_t{1} << 30;
 
 /// The figures that the presets stand for, stated once more: GB/s of a pair of GPUs and from the host.
@@ -122,26 +119,11 @@ INSTANTIATE_TEST_SUITE_P(All, Presets, testing::ValuesIn(kFigures), [](const aut
   return name;
 });
 
-TEST(MachineNames, UnknownOnesAreAnsweredWithTheKnown) {
-  const Result<Machine> machine = machine_from_preset("dgx-2000");
-  ASSERT_FALSE(machine);
-  EXPECT_EQ(machine.error().code, ErrorCode::not_found);
-  EXPECT_THAT(machine.error().message, HasSubstr("dgx-2000"));
-  for (const std::string_view name : machine_preset_names())
-    EXPECT_THAT(machine.error().message, HasSubstr(std::string(name)));
-  EXPECT_EQ(load_machine("/no/such/file.json").error().code, ErrorCode::not_found);
-}
-
-TEST(MachineFile, IsReadAndItsErrorsNameIt) {
+TEST(MachineFile, IsRead) {
   const auto path = std::filesystem::temp_directory_path() / "harvest_machine_test.json";
   std::ofstream(path) << to_json(machine_from_preset("4x4090-pcie").value());
   EXPECT_EQ(load_machine(path.string()).value().name, "4x4090-pcie");
-  std::ofstream(path) << "{ \"name\": ";
-  const Result<Machine> broken = load_machine(path.string());
   std::filesystem::remove(path);
-  ASSERT_FALSE(broken);
-  EXPECT_EQ(broken.error().code, ErrorCode::malformed);
-  EXPECT_THAT(broken.error().message, AllOf(HasSubstr(path.string()), HasSubstr("line 1")));
 }
 
 /// The file that docs/simulation.md shows is one.
@@ -157,77 +139,6 @@ TEST(MachineFile, OfTheDocumentationIsRead) {
   ASSERT_TRUE(machine) << machine.error().message;
   EXPECT_EQ(machine->name, "two-gpus");
   EXPECT_EQ(machine->find_link(0, 1)->ports, (std::vector<std::uint32_t>{1, 2}));
-}
-
-/// A good machine with one thing changed, and what the error must name.
-struct BadMachine {
-  const char* what;
-  std::string from, to;
-  std::vector<std::string> named;
-};
-
-TEST(MachineJson, EachErrorNamesFieldValueAndLimit) {
-  const std::string good = to_json(machine_from_preset("2xh100-nvl").value());
-  const std::vector<BadMachine> cases = {
-      {"not JSON", "{", "}{", {"JSON"}},
-      {"a list", good, "[1, 2]", {"document", "[1,2]", "object"}},
-      {"missing field", "\"costs\":", "\"kosts\":", {"unknown field kosts", "costs"}},
-      {"missing device field", "\"copy_engines\": 4,", "", {"devices[0].copy_engines", "missing"}},
-      {"text for a number",
-       "\"copy_engines\": 4",
-       "\"copy_engines\": \"4\"",
-       {"devices[0].copy_engines", "\"4\"", "integer"}},
-      {"fraction",
-       "\"copy_engines\": 4",
-       "\"copy_engines\": 4.5",
-       {"devices[0].copy_engines", "4.5", "integer"}},
-      {"negative", "\"copy_engines\": 4", "\"copy_engines\": -4", {"devices[0].copy_engines", "-4", "0"}},
-      {"no engines", "\"copy_engines\": 4", "\"copy_engines\": 0", {"devices[0].copy_engines", "0", "1"}},
-      {"id out of order", "\"id\": 1", "\"id\": 7", {"devices[1].id", "7", "1"}},
-      {"no memory", "\"total_bytes\": 100931731456", "\"total_bytes\": 0", {"devices[0].total_bytes", "0"}},
-      {"too many tenants",
-       "\"tenant_bytes\": 0",
-       "\"tenant_bytes\": 200000000000",
-       {"devices[0].tenant_bytes", "200000000000", "100931731456"}},
-      {"odd granularity",
-       "\"segment_granularity_bytes\": 2097152",
-       "\"segment_granularity_bytes\": 3000000",
-       {"devices[0].segment_granularity_bytes", "3000000", "power of two"}},
-      {"unknown kind", "\"kind\": \"nvlink\"", "\"kind\": \"string\"", {"kind", "string", "nvswitch"}},
-      {"unknown end", "\"to\": 1", "\"to\": 9", {".to", "9", "1"}},
-      {"no bandwidth",
-       "\"bandwidth_bytes_per_s\": 260000000000.0",
-       "\"bandwidth_bytes_per_s\": -1",
-       {"bandwidth_bytes_per_s", "-1", "0"}},
-      {"negative cost", "\"map_ns\": 195000", "\"map_ns\": -5", {"costs.map_ns", "-5", "0"}},
-      {"huge cost",
-       "\"unmap_ns\": 26000",
-       "\"unmap_ns\": 99999999999999",
-       {"costs.unmap_ns", "99999999999999", "3600000000000"}},
-      {"unknown port", "\"ports\": [\n        1\n      ]", "\"ports\": [99]", {"ports", "99"}},
-      {"port twice", "\"ports\": [\n        1\n      ]", "\"ports\": [1, 1]", {"ports", "twice"}},
-  };
-  for (const BadMachine& bad : cases) {
-    std::string text = good;
-    const std::size_t at = text.find(bad.from);
-    ASSERT_NE(at, std::string::npos) << bad.what;
-    text.replace(at, bad.from.size(), bad.to);
-    const Result<Machine> machine = machine_from_json(text);
-    ASSERT_FALSE(machine) << bad.what;
-    EXPECT_EQ(machine.error().code, ErrorCode::malformed) << bad.what;
-    for (const std::string& name : bad.named)
-      EXPECT_THAT(machine.error().message, HasSubstr(name)) << bad.what;
-  }
-}
-
-TEST(MachineJson, LinksMustBeOneForARouteAndOneWithinEachDevice) {
-  Machine machine = machine_from_preset("2xh100-nvl").value();
-  machine.links.push_back(machine.links.front());
-  EXPECT_THAT(machine.validate().error().message, HasSubstr("from 0 to 0"));
-  machine = machine_from_preset("2xh100-nvl").value();
-  std::erase_if(machine.links,
-                [](const MachineLink& link) { return link.info.from == 1 && link.info.to == 1; });
-  EXPECT_THAT(machine.validate().error().message, HasSubstr("device 1 to itself"));
 }
 
 }  // namespace

@@ -5,12 +5,10 @@
 #include <zlib.h>
 #include <harvest/trace.hpp>
 
-#include <array>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
-#include <utility>
 
 namespace harvest {
 namespace {
@@ -88,60 +86,6 @@ TEST_F(TraceFile, MayHaveLinesOfAnyLength) {
   ASSERT_EQ(trace->requests.size(), 2U);
   EXPECT_EQ(trace->requests[1].block_ids.size(), 100'001U);
   EXPECT_EQ(trace->requests[1].block_ids.back(), 99'999U);
-}
-
-TEST_F(TraceFile, ThatIsMissingIsNotFound) {
-  const auto trace = read_mooncake_trace(path("absent"));
-  ASSERT_FALSE(trace);
-  EXPECT_EQ(trace.error().code, ErrorCode::not_found);
-  EXPECT_THAT(trace.error().message, HasSubstr(path("absent")));
-}
-
-TEST_F(TraceFile, WithoutRequestsIsMalformed) {
-  EXPECT_THAT(complaint(""), HasSubstr("trace:1: the file ends without a request"));
-  EXPECT_THAT(complaint("\n\n"), HasSubstr("trace:3: the file ends without a request"));
-  EXPECT_THAT(complaint(gzipped("")), HasSubstr("without a request"));
-  const auto folder = read_mooncake_trace(path(""));
-  ASSERT_FALSE(folder);
-  EXPECT_EQ(folder.error().code, ErrorCode::malformed);
-}
-
-TEST_F(TraceFile, NamesTheLineAndWhatIsWrongWithIt) {
-  using Case = std::pair<const char*, const char*>;
-  const std::array cases{
-      Case{"{", "not JSON, at or before column 2 of 1"},
-      Case{"timestamp,input_length", "not JSON"},
-      Case{"\x01\xff", "not JSON"},
-      Case{R"({"timestamp": 3000} x)", "not JSON"},
-      Case{"[1, 2]", "a JSON array, not an object"},
-      Case{R"({"input_length": 1, "output_length": 1, "hash_ids": []})", "no field 'timestamp'"},
-      Case{R"({"timestamp": 3000, "output_length": 1, "hash_ids": []})", "no field 'input_length'"},
-      Case{R"({"timestamp": 3000, "input_length": 1, "hash_ids": []})", "no field 'output_length'"},
-      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": 1})", "no field 'hash_ids'"},
-      Case{R"({"timestamp": -1, "input_length": 1, "output_length": 1, "hash_ids": []})",
-           "'timestamp' has -1"},
-      Case{R"({"timestamp": "3000", "input_length": 1, "output_length": 1, "hash_ids": []})",
-           "'timestamp' has a JSON string"},
-      Case{R"({"timestamp": 1e300, "input_length": 1, "output_length": 1, "hash_ids": []})",
-           "'timestamp' has 1e+300"},
-      Case{R"({"timestamp": 10000000000000000000, "input_length": 1, "output_length": 1, "hash_ids": []})",
-           "'timestamp' is 10000000000000000000; at most 9223372036854"},
-      Case{R"({"timestamp": 3000, "input_length": 1.5, "output_length": 1, "hash_ids": []})",
-           "'input_length' has 1.5"},
-      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": null, "hash_ids": []})",
-           "'output_length' has a JSON null"},
-      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": 1, "hash_ids": 5})",
-           "'hash_ids' is a JSON number, not an array"},
-      Case{R"({"timestamp": 3000, "input_length": 1, "output_length": 1, "hash_ids": [1, -2]})",
-           "'hash_ids' has -2"},
-      Case{R"({"timestamp": 2999, "input_length": 1, "output_length": 1, "hash_ids": []})",
-           "'timestamp' goes back from 3000 to 2999 ms"},
-  };
-  for (const auto& [line, what] : cases) {
-    const std::string message = complaint(std::string(kTwoRequests) + "\n" + line + "\n" + kTwoRequests);
-    EXPECT_THAT(message, HasSubstr(path("trace") + ":4: ")) << line;
-    EXPECT_THAT(message, HasSubstr(what)) << line;
-  }
 }
 
 TEST_F(TraceFile, ThatIsDamagedGzipIsMalformed) {

@@ -1,129 +1,165 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <harvest/cuda.hpp>
+#include <harvest/machine.hpp>
 
 #include <algorithm>
+#include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "cli/program.hpp"
+#include "wrong_input/table.hpp"
 
-/// Bad input: exit code 2, nothing on stdout, one line on stderr that names the value and what is allowed.
+/// The tables of command lines in docs/reliability.md: each is run as it stands there.
 namespace harvest::testing {
 namespace {
 
 using ::testing::HasSubstr;
 
-void expect_refused(const std::vector<std::string>& arguments, const std::vector<std::string>& named) {
-  const Ran ran = run_harvest(arguments);
-  std::string line;
-  for (const std::string& word : arguments) line += word + " ";
-  SCOPED_TRACE("harvest " + line);
-  EXPECT_EQ(ran.exit_code, 2);
+constexpr const char* kTables[] = {
+    "`harvest`",      "`harvest topo`",  "`harvest policy`",         "`harvest replay`",
+    "`harvest demo`", "`harvest bench`", "`harvest bench calibrate`"};
+const std::vector<std::string> kBenchmarks{"link", "fetch", "reclaim", "memory", "lookup"};
+
+std::string replaced(std::string text, const std::string& what, const std::string& by) {
+  for (auto at = text.find(what); at != std::string::npos; at = text.find(what, at + by.size()))
+    text.replace(at, what.size(), by);
+  return text;
+}
+
+/// The rows of a table, whose inputs are command lines; one for each benchmark where the page means them all.
+std::vector<Row> lines_of(const std::string& table) {
+  std::vector<Row> lines;
+  for (Row row : read_table(reliability_page(), table)) {
+    const auto quoted = in_backticks(row.input);
+    EXPECT_EQ(quoted.size(), 1U) << row.input;
+    row.input = quoted.front();
+    const bool each = row.input.find("BENCHMARK") != std::string::npos;
+    for (const std::string& name : each ? kBenchmarks : std::vector<std::string>{""}) {
+      lines.push_back(row);
+      lines.back().input = replaced(row.input, "BENCHMARK", name);
+      for (std::string& word : lines.back().words) word = replaced(word, "BENCHMARK", name);
+    }
+  }
+  return lines;
+}
+
+/// The words of a command line, as a shell cuts them; '' is an empty one.
+std::vector<std::string> words_of(const std::string& line) {
+  std::istringstream in(line);
+  std::vector<std::string> words;
+  for (std::string word; in >> word;) words.push_back(word == "''" ? "" : word);
+  return words;
+}
+
+class BadInput : public ::testing::TestWithParam<const char*> {
+ protected:
+  BadInput();
+  void expect_row(const std::string& line, const Row& row);
+
+  TemporaryFolder folder_;
+};
+
+/// The files that the page names.
+BadInput::BadInput() {
+  const std::string good = mooncake({{0, {1, 2}}, {3000, {1, 2, 3}}});
+  folder_.file("good.jsonl", good);
+  folder_.file("empty.jsonl", "");
+  folder_.file("words.jsonl", good + "hello\n");
+  folder_.file("types.jsonl",
+               R"({"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": ["x"]})");
+  folder_.file("back.jsonl", mooncake({{3000, {1}}, {0, {2}}}));
+  const std::string zipped = gzipped(good);
+  folder_.file("cut.gz", zipped.substr(0, zipped.size() - 6));
+  std::string damaged = zipped;
+  damaged[damaged.size() / 2] = static_cast<char>(damaged[damaged.size() / 2] ^ 0x5a);
+  folder_.file("damaged.gz", damaged);
+  folder_.file("half.json", R"({"name": "half a)");
+  folder_.file("empty.json", "{}");
+  std::filesystem::create_directory(folder_.path() / "folder");
+
+  Machine machine = *machine_from_preset("2xh100-nvl");
+  for (MachineLink& link : machine.links) link.info.peer_access = false;
+  folder_.file("apart.json", to_json(machine));
+  machine.devices.erase(machine.devices.begin() + 1);
+  std::erase_if(machine.links,
+                [](const MachineLink& link) { return link.info.from == 1 || link.info.to == 1; });
+  folder_.file("one-gpu.json", to_json(machine));
+}
+
+void BadInput::expect_row(const std::string& line, const Row& row) {
+  SCOPED_TRACE(line);
+  const auto redirected = line.find(" > ");
+  Surroundings in{folder_.path().string(), {}};
+  if (redirected != std::string::npos) in.out = line.substr(redirected + 3);
+  std::vector<std::string> words = words_of(line.substr(0, redirected));
+  ASSERT_EQ(words.front(), "harvest");
+  words.erase(words.begin());
+  const Ran ran = run_harvest(words, in);
+  EXPECT_EQ(std::to_string(ran.exit_code), row.answer) << ran.err;
+  for (const std::string& word : row.words) EXPECT_THAT(ran.err, HasSubstr(word));
+  if (ran.exit_code == 0) return;
+  EXPECT_FALSE(row.words.empty());
   EXPECT_EQ(ran.out, "");
   EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
   EXPECT_THAT(ran.err, ::testing::StartsWith("harvest"));
-  for (const std::string& text : named) EXPECT_THAT(ran.err, HasSubstr(text));
 }
 
-class BadInput : public ::testing::Test {
- protected:
-  /// `replay` or `policy` of a good trace, and more.
-  std::vector<std::string> with_trace(const std::string& command,
-                                      const std::vector<std::string>& more) const {
-    std::vector<std::string> all{command, "--trace", trace_};
-    all.insert(all.end(), more.begin(), more.end());
-    return all;
+TEST_P(BadInput, IsRefusedAsThePageSays) {
+  for (const Row& row : lines_of(GetParam())) expect_row(row.input, row);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, BadInput, ::testing::ValuesIn(kTables), [](const auto& table) {
+  std::string name;
+  for (const char c : std::string_view(table.param))
+    if (std::isalpha(static_cast<unsigned char>(c)) != 0) name += c;
+  return name;
+});
+
+/// The options that the help of a command lists.
+std::set<std::string> options_of(const std::string& command) {
+  std::vector<std::string> words = words_of(command);
+  words.emplace_back("--help");
+  std::istringstream help(run_harvest(words).out);
+  std::set<std::string> options;
+  for (std::string line, word; std::getline(help, line);)
+    if (line.starts_with("  --") && std::istringstream(line) >> word) options.insert(word);
+  return options;
+}
+
+TEST(BadInputTables, NameEveryOption) {
+  std::vector<std::string> commands{"topo", "policy", "replay", "demo", "bench calibrate"};
+  for (const std::string& name : kBenchmarks) commands.push_back("bench " + name);
+  std::vector<std::string> lines;
+  for (const char* table : kTables)
+    for (const Row& row : lines_of(table)) lines.push_back(row.input + " ");
+  for (const std::string& command : commands) {
+    const auto options = options_of(command);
+    EXPECT_GE(options.size(), 3U) << command;
+    for (const std::string& option : options)
+      EXPECT_TRUE(std::ranges::any_of(lines,
+                                      [&](const std::string& line) {
+                                        return line.starts_with("harvest " + command + " ") &&
+                                               (line.find(" " + option + " ") != std::string::npos ||
+                                                line.find(" " + option + "=") != std::string::npos);
+                                      }))
+          << "docs/reliability.md has no row for harvest " << command << " " << option;
   }
-
-  TemporaryFolder folder_;
-  std::string trace_ = folder_.file("good.jsonl", mooncake({{0, {1, 2}}, {3000, {1, 2, 3}}}));
-};
-
-TEST_F(BadInput, CommandsAndOptions) {
-  expect_refused({}, {"topo, policy, replay, demo or bench"});
-  expect_refused({"fly"}, {"fly"});
-  expect_refused({"topo", "--sytem", "dgx-h100"}, {"--sytem", "harvest topo --help"});
-  expect_refused({"policy"}, {"--trace"});
-  expect_refused({"replay"}, {"--trace"});
-  expect_refused({"replay", "--trace"}, {"--trace"});
-  expect_refused({"demo", "--json=yes"}, {"json", "harvest demo --help"});
 }
 
-TEST_F(BadInput, Systems) {
-  for (const char* command : {"topo", "demo"})
-    expect_refused({command, "--system", "dgx-h1000"},
-                   {"--system", "'dgx-h1000'", "dgx-h100", "2xh100-nvl", "4x4090-pcie"});
-  expect_refused(with_trace("replay", {"--system", "nowhere"}), {"--system", "'nowhere'", "dgx-h100"});
-  const std::string broken = folder_.file("machine.json", R"({"name": "half a)");
-  for (const char* command : {"topo", "demo"}) expect_refused({command, "--system", broken}, {broken});
-  for (const char* command : {"topo", "demo"}) expect_refused({command, "--system", ""}, {"--system", "''"});
-  for (const char* command : {"topo", "demo"})
-    expect_refused({command, "--system", "/"}, {"--system", "'/'", "dgx-h100"});  // a folder
-  const std::string empty = folder_.file("empty.json", "{}");
-  expect_refused({"topo", "--system", empty}, {empty});
-}
-
-TEST_F(BadInput, TracesThatCannotBeRead) {
-  const auto both = [&](const std::string& path, const std::vector<std::string>& named) {
-    expect_refused({"policy", "--trace", path}, named);
-    expect_refused({"replay", "--trace", path}, named);
-  };
-  const std::string good = mooncake({{0, {1, 2}}, {3000, {1, 2, 3}}});
-  both("/nonexistent/trace.jsonl", {"--trace", "/nonexistent/trace.jsonl"});
-  both(folder_.file("none.jsonl", ""), {"none.jsonl"});
-  both(folder_.file("words.jsonl", good + "hello\n"), {"words.jsonl:3:"});
-  both(folder_.file("field.jsonl", good + R"({"timestamp": 6000, "hash_ids": [1]})"
-                                          "\n"),
-       {"field.jsonl:3:"});
-  both(folder_.file("type.jsonl",
-                    R"({"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": ["x"]})"),
-       {"type.jsonl:1:"});
-  both(folder_.file("back.jsonl", mooncake({{3000, {1}}, {0, {2}}})), {"back.jsonl:2:"});
-
-  const std::string zipped = gzipped(good);
-  both(folder_.file("short.gz", zipped.substr(0, zipped.size() - 6)), {"short.gz"});
-  std::string damaged = zipped;
-  damaged[damaged.size() / 2] = static_cast<char>(damaged[damaged.size() / 2] ^ 0x5a);
-  both(folder_.file("damaged.gz", damaged), {"damaged.gz"});
-  expect_refused(with_trace("policy", {"--format", "csv"}), {"--format", "'csv'", "mooncake"});
-}
-
-TEST_F(BadInput, Policies) {
-  expect_refused(with_trace("policy", {"--policies", "lru,lrru"}), {"--policies", "'lrru'", "lru", "belady"});
-  expect_refused(with_trace("policy", {"--policies", "lru,"}), {"--policies", "''"});
-  expect_refused(with_trace("policy", {"--capacity-blocks", "10,0"}), {"--capacity-blocks", "'0'", "from 1"});
-  expect_refused(with_trace("policy", {"--capacity-blocks", "many"}), {"--capacity-blocks", "'many'"});
-  expect_refused(with_trace("policy", {"--policies", ""}), {"--policies", "''"});
-  expect_refused(with_trace("replay", {"--policy", ""}), {"--policy", "''"});
-  expect_refused(with_trace("replay", {"--policy", "belady"}), {"--policy", "'belady'", "lru"});
-}
-
-TEST_F(BadInput, SizesThatAreNoneOrDoNotFit) {
-  for (const std::string option : {"--local", "--peer", "--host"}) {
-    for (const std::string text : {"16G", "-1", "lots", "", "0.1"})
-      expect_refused(with_trace("replay", {option, text}), {option, "'" + text + "'", "16GiB"});
-    expect_refused(with_trace("replay", {option, "99999999999TiB"}),
-                   {option, "'99999999999TiB'", "limit of 1.0 PiB"});
+/// A machine with GPUs would be measured.
+TEST(BadInputTables, WithoutAGpuABenchmarkSaysWhatToDo) {
+  if (has_cuda() && make_cuda_backend()) GTEST_SKIP() << "this machine has a GPU";
+  for (const std::string& name : kBenchmarks) {
+    const Ran ran = run_harvest({"bench", name, "--quick"});
+    EXPECT_EQ(ran.exit_code, 2);
+    EXPECT_EQ(ran.out, "");
+    EXPECT_THAT(ran.err, HasSubstr("no GPU to measure"));
+    EXPECT_THAT(ran.err, HasSubstr("--system: 2xh100-nvl"));
   }
-  expect_refused(with_trace("replay", {"--system", "4x4090-pcie", "--local", "24GiB"}),
-                 {"--local", "24.0 GiB", "GPU 0", "23.8 GiB", "3 blocks of 64.0 MiB"});
-  expect_refused(with_trace("replay", {"--system", "4x4090-pcie", "--local", "1GiB", "--peer", "25GiB"}),
-                 {"--peer", "25.0 GiB", "GPU 1", "24.0 GiB"});
-  expect_refused(
-      with_trace("replay", {"--system", "4x4090-pcie", "--local", "1GiB", "--peer", "25769803777"}),
-      {"--peer", "25769803777 B", "GPU 1", "25769803776 B"});  // not "24.0 GiB do not fit into 24.0 GiB"
-  expect_refused(with_trace("replay", {"--host", "513GiB"}), {"--host", "513.0 GiB", "512.0 GiB"});
-  expect_refused(with_trace("replay", {"--host", "63MiB"}), {"--host", "63.0 MiB", "64.0 MiB"});
-}
-
-TEST_F(BadInput, OtherOptionsOfReplay) {
-  expect_refused(with_trace("replay", {"--model", "llama-9"}),
-                 {"--model", "'llama-9'", "llama-3-8b", "deepseek-v3"});
-  expect_refused(with_trace("replay", {"--owner-activity", "wild"}),
-                 {"--owner-activity", "'wild'", "none, steady, bursty"});
-  expect_refused(with_trace("replay", {"--seed", "-1"}), {"--seed", "'-1'", "from 0 to 4294967295"});
-  expect_refused(with_trace("replay", {"--requests", "0"}), {"--requests", "'0'", "from 1"});
 }
 
 }  // namespace

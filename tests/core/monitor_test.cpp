@@ -101,28 +101,6 @@ TEST(MonitorTest, SlowQueriesAreAskedLessOften) {
   EXPECT_GT(polls, 1'700);
 }
 
-TEST(ReclaimTest, MoreThanIsHeldGivesAllThatIs) {
-  World world;
-  ASSERT_TRUE(world.put(1, 1, 4 * MiB, lossy()));
-  const auto report = world.cache->reclaim(1, GiB, world.backend->now_ns() + 1'000'000'000);
-  ASSERT_TRUE(report.has_value());
-  EXPECT_TRUE(report->finished);
-  EXPECT_EQ(report->returned_bytes, 4 * MiB);
-  EXPECT_EQ(report->late_bytes, 0U);
-  EXPECT_EQ(world.backend->mapped_bytes(1), 0U);
-}
-
-TEST(ReclaimTest, ADeadlineInThePastStillGivesWhatIsFreeAtOnce) {
-  World world;
-  for (std::uint64_t key = 1; key <= 4; ++key) ASSERT_TRUE(world.put(key, 1, 4 * MiB, lossy()));
-  world.settle();
-  const auto report = world.cache->reclaim(1, 16 * MiB, world.backend->now_ns() - 1);
-  ASSERT_TRUE(report.has_value());
-  EXPECT_EQ(report->returned_bytes + report->late_bytes, 16 * MiB);
-  world.settle();
-  EXPECT_EQ(world.backend->mapped_bytes(1), 0U);
-}
-
 TEST(ReclaimTest, TwoAtOnceAreCreditedInOrder) {
   World world;
   for (std::uint64_t key = 1; key <= 8; ++key) ASSERT_TRUE(world.put(key, 1, 4 * MiB, lossy()));

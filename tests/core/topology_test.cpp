@@ -94,12 +94,17 @@ TEST(TopologyTest, AVerdictStandsInThePlaceOfATest) {
   const auto cache = PeerCache::create(*good, config).value();
   EXPECT_THAT(ranked(cache->topology(), 4096), ElementsAre(1, 3));
   EXPECT_THAT(cache->topology().path(2, 0)->reason, HasSubstr("verdict"));
+}
 
-  config.path_verdicts = {{{9, 0}, PathState::failed}};
-  const auto refused = PeerCache::create(*good, config);
-  ASSERT_FALSE(refused);
-  EXPECT_EQ(refused.error().code, ErrorCode::not_found);
-  EXPECT_THAT(refused.error().message, HasSubstr("from device 9"));
+TEST(TopologyTest, PeersThatAreSlowerThanTheHostAreUsedOnlyIfTheyAreNamed) {
+  const auto machine = make_simulated_backend(preset("4x4090-pcie")).value();
+  PeerCacheConfig config;
+  config.host_budget_bytes = 1ULL << 30;
+  const auto by_itself = PeerCache::create(*machine, config).value();
+  for (const PoolStats& pool : by_itself->stats().pools) EXPECT_NE(pool.tier, Tier::peer) << pool.device;
+  config.peers = {2};
+  const auto named = PeerCache::create(*machine, config).value();
+  EXPECT_EQ(named->stats().pools.front().device, 2);
 }
 
 }  // namespace

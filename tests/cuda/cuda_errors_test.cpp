@@ -12,49 +12,8 @@ namespace {
 
 using testing::HasSubstr;
 
-// --- no machine -------------------------------------------------------------------------------------------
-
-TEST(CudaErrors, WithoutADriverThereIsNoBackend) {
-  const FakeMachine machine(machine_of(2));
-  fake::fail_call("cudaGetDeviceCount", 1, cudaErrorInsufficientDriver);
-  const auto made = make_cuda_backend(plain_options());
-  ASSERT_EQ(code_of(made), ErrorCode::unavailable);
-  EXPECT_THAT(made.error().message, HasSubstr("cudaErrorInsufficientDriver"));
-  EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
-}
-
-TEST(CudaErrors, WithoutAGpuThereIsNoBackend) {
-  const FakeMachine machine(machine_of(2));
-  fake::fail_call("cudaGetDeviceCount", 1, cudaErrorNoDevice);
-  const auto made = make_cuda_backend(plain_options());
-  ASSERT_EQ(code_of(made), ErrorCode::unavailable);
-  EXPECT_THAT(made.error().message, HasSubstr("cudaErrorNoDevice"));
-}
-
-TEST(CudaErrors, MoreGpusThanTheLimitAreRefused) {
-  const FakeMachine machine(machine_of(65, 64 * kMiB));
-  const auto made = make_cuda_backend(plain_options());
-  ASSERT_EQ(code_of(made), ErrorCode::invalid_argument);
-  EXPECT_THAT(made.error().message, HasSubstr("65 GPUs, the limit is 64"));
-}
-
-TEST(CudaErrors, AGpuThatIsNotThereIsNotFound) {
-  const FakeMachine machine(machine_of(2));
-  CudaOptions options = plain_options();
-  for (const int gpu : {-1, 2, 7}) {
-    options.gpus = {0, gpu};
-    const auto made = make_cuda_backend(options);
-    ASSERT_EQ(code_of(made), ErrorCode::not_found);
-    EXPECT_THAT(made.error().message, HasSubstr(std::to_string(gpu)));
-  }
-  options.gpus = {1, 1};
-  const auto twice = make_cuda_backend(options);
-  ASSERT_EQ(code_of(twice), ErrorCode::invalid_argument);
-  EXPECT_THAT(twice.error().message, HasSubstr("GPU 1 is named twice"));
-  options = plain_options();
-  options.calibration_file = "/there/is/no/such/file";
-  EXPECT_EQ(code_of(make_cuda_backend(options)), ErrorCode::not_found);
-}
+// --- no machine: what is wrong with the options is shown in cuda_wrong_input_test.cpp
+// ------------------------
 
 TEST(CudaErrors, AGpuThatDoesNotAnswerIsSaid) {
   for (const char* call : {"cudaMemGetInfo", "cudaGetDeviceProperties", "cudaDeviceGetPCIBusId"}) {

@@ -21,10 +21,6 @@ TEST(AdmissionPolicies, AreKnownByName) {
     EXPECT_EQ(policy->name(), name);
     EXPECT_TRUE(policy->admit(Key(1), {}, true)) << name << " leaves room empty";
   }
-  const auto unknown = make_admission_policy("never", kCapacity);
-  ASSERT_FALSE(unknown);
-  EXPECT_EQ(unknown.error().code, ErrorCode::not_found);
-  EXPECT_NE(unknown.error().message.find("second_hit"), std::string::npos);
 }
 
 TEST(SecondHit, KeepsAScanOutAndLetsReuseIn) {

@@ -28,16 +28,6 @@ TEST(SimulatePolicy, CountsHits) {
   EXPECT_EQ(simulate_policy("lru", {}, 2).value().hit_ratio(), 0.0);
 }
 
-TEST(SimulatePolicy, NamesWhatIsWrong) {
-  const auto no_room = simulate_policy("lru", {}, 0);
-  ASSERT_FALSE(no_room);
-  EXPECT_EQ(no_room.error().code, ErrorCode::invalid_argument);
-  const auto unknown = simulate_policy("belad", {}, 1);
-  ASSERT_FALSE(unknown);
-  EXPECT_EQ(unknown.error().code, ErrorCode::not_found);
-  EXPECT_NE(unknown.error().message.find("belady"), std::string::npos);
-}
-
 /// Streams that the default was not tuned on. It may lose a little to LRU, nowhere much.
 class DefaultPolicy : public testing::Test {
  protected:

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <fstream>
@@ -72,6 +73,44 @@ TEST(Repository, EveryFileIncludesItsOwnFloorOrALowerOne) {
 
 TEST(Repository, CoreReadsNoClockAndStartsNoThread) {
   EXPECT_THAT(check_repository(check_clock_and_threads), IsEmpty());
+}
+
+const std::string& text_of(std::string_view path) {
+  static const std::string none;
+  for (const File& file : repository_files())
+    if (file.path == path) return file.text;
+  ADD_FAILURE() << path << " is not there";
+  return none;
+}
+
+/// A table's own test sees to its rows; that it has a test is seen here.
+TEST(Repository, EveryTableOfWrongInputHasATest) {
+  const auto headings = wrong_input_tables(text_of("docs/reliability.md"));
+  EXPECT_GT(headings.size(), 20U);
+  for (const std::string& heading : headings) {
+    const auto names_it = [&](const File& file) {
+      return file.path.starts_with("tests/") && file.text.find('"' + heading + '"') != std::string::npos;
+    };
+    EXPECT_TRUE(std::ranges::any_of(repository_files(), names_it)) << heading;
+  }
+}
+
+TEST(Repository, EveryOptionIsThereWithItsWrongInput) {
+  const std::string_view section = wrong_input_section(text_of("docs/reliability.md"));
+  struct Options {
+    std::string_view header;
+    std::string_view name;
+  };
+  for (const auto& [header, name] : {Options{"peer_cache.hpp", "PeerCacheConfig"},
+                                     {"peer_cache.hpp", "PressureConfig"},
+                                     {"peer_cache.hpp", "TierPolicy"},
+                                     {"peer_cache.hpp", "PutOptions"},
+                                     {"policy.hpp", "PlacementWeights"},
+                                     {"cuda.hpp", "CudaOptions"}}) {
+    const auto fields = fields_of(text_of("include/harvest/" + std::string(header)), name);
+    EXPECT_GE(fields.size(), 2U) << name;
+    for (const std::string& field : fields) EXPECT_THAT(section, HasSubstr(field)) << "a field of " << name;
+  }
 }
 
 TEST(Repository, EverySourceNamesItsLicence) {
@@ -145,6 +184,19 @@ TEST(RepositoryRules, FindAClockInTheCore) {
   EXPECT_THAT(check_clock_and_threads("src/core/cache.cpp", clock), ElementsAre(HasSubstr("std::chrono")));
   EXPECT_THAT(check_clock_and_threads("src/backend/sim/backend.cpp", clock), IsEmpty());
   EXPECT_THAT(check_clock_and_threads("src/core/runner.cpp", "std::thread thread_;\n"), IsEmpty());
+}
+
+TEST(RepositoryRules, FindTablesAndFields) {
+  EXPECT_THAT(wrong_input_tables(
+                  "# A\n\n## B\n### no\n\n## Wrong input\ntext\n\n### `put`\n|\n### a b\n## C\n### no\n"),
+              ElementsAre("`put`", "a b"));
+  EXPECT_THAT(wrong_input_tables("## Other\n### no\n"), IsEmpty());
+  EXPECT_THAT(
+      fields_of(
+          "struct A {\n  int a = 1;  ///< b = 2;\n  /// c;\n  std::vector<int> d{};\n\n  E e;\n};\nint f;\n",
+          "A"),
+      ElementsAre("a", "d", "e"));
+  EXPECT_THAT(fields_of("struct A {\n  int a;\n};\n", "B"), IsEmpty());
 }
 
 TEST(RepositoryRules, FindAMissingLicenceLine) {

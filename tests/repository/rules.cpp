@@ -230,6 +230,38 @@ Violations check_unfinished(std::string_view path, std::string_view text) {
   return find_words(path, text, kWords, "_", "finish it, or file an issue");
 }
 
+std::string_view wrong_input_section(std::string_view page) {
+  constexpr std::string_view kTitle = "\n## Wrong input\n";
+  const auto begin = page.find(kTitle);
+  if (begin == std::string_view::npos) return {};
+  page.remove_prefix(begin + kTitle.size());
+  return page.substr(0, page.find("\n## "));
+}
+
+std::vector<std::string> wrong_input_tables(std::string_view page) {
+  std::vector<std::string> headings;
+  for_each_line(wrong_input_section(page), [&](int, std::string_view line) {
+    if (const auto heading = after(line, "### ")) headings.emplace_back(*heading);
+  });
+  return headings;
+}
+
+std::vector<std::string> fields_of(std::string_view header, std::string_view name) {
+  const auto begin = header.find(fmt::format("struct {} {{\n", name));
+  if (begin == std::string_view::npos) return {};
+  const std::string_view body = header.substr(begin, header.find("\n};", begin) - begin);
+  std::vector<std::string> fields;
+  for_each_line(body, [&](int number, std::string_view line) {
+    skip_spaces(line);
+    const auto end = line.find_first_of("{=;");  // of the name, with the type before it
+    if (number == 1 || line.starts_with("//") || end == std::string_view::npos) return;
+    std::string_view declared = line.substr(0, end);
+    declared = declared.substr(0, declared.find_last_not_of(' ') + 1);
+    fields.emplace_back(declared.substr(declared.rfind(' ') + 1));
+  });
+  return fields;
+}
+
 Violations check_machine_paths(std::string_view path, std::string_view text) {
   if (path.starts_with(kThisFolder)) return {};
   constexpr std::array<std::string_view, 3> kWords{"/home/", "/root/", "/Users/"};

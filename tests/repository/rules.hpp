@@ -29,4 +29,13 @@ using Violations = std::vector<std::string>;
 /// No path that exists on one machine only.
 [[nodiscard]] Violations check_machine_paths(std::string_view path, std::string_view text);
 
+/// The tables of docs/reliability.md under "## Wrong input": their headings, without the "### ".
+[[nodiscard]] std::vector<std::string> wrong_input_tables(std::string_view page);
+
+/// The section "## Wrong input" itself; empty if there is none.
+[[nodiscard]] std::string_view wrong_input_section(std::string_view page);
+
+/// The names of the fields of `struct name` in a header's text, whose fields stand on a line each.
+[[nodiscard]] std::vector<std::string> fields_of(std::string_view header, std::string_view name);
+
 }  // namespace harvest::repository

@@ -81,11 +81,16 @@ struct CardCalibration {
 /// and limit. Blocks on the disk.
 [[nodiscard]] Result<std::vector<CardCalibration>> read_calibrations(const std::string& path);
 
+/// Whether `write_calibration` could write there now; makes the folders. For who measures for minutes first.
+/// Errors: as `write_calibration`.
+[[nodiscard]] Status check_can_write(const std::string& path);
+
 /// Puts `entry` into the file at `path`, in place of what is there for the same card and driver; other
 /// entries stay. The file and its folders are made where there are none. A reader sees the old file or the
 /// new one, never a part. Of two writers at once the later may undo the earlier.
-/// Errors: invalid_argument (an empty name, thresholds that are not valid), malformed (the file that is
-/// there: it is left alone), unavailable (it cannot be written: the message is the system's).
+/// Errors: invalid_argument (an empty name, thresholds that are not valid), malformed and not_found (what is
+/// there cannot be read, or is a folder: it is left alone), unavailable (it cannot be written: the message is
+/// the system's).
 [[nodiscard]] Status write_calibration(const std::string& path, const CardCalibration& entry);
 
 /// The entry of this card and driver, or the defaults.

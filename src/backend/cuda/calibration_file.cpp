@@ -7,14 +7,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <harvest/cuda.hpp>
-#include <iterator>
 #include <system_error>
 #include <utility>
 
 #include "backend/cuda/calibration.hpp"
 #include "base/json_reader.hpp"
+#include "base/text_file.hpp"
 
 namespace harvest::cuda {
 namespace {
@@ -111,35 +110,59 @@ int write_all(int descriptor, std::string_view text) {
   return ::fsync(descriptor) == 0 ? 0 : errno;
 }
 
-Status replace_file(const std::string& path, std::string_view text) {
+struct Temporary {
+  int descriptor = -1;
+  std::string name;
+};
+
+/// A new file beside `path`, which will take its name.
+Result<Temporary> make_temporary(const std::string& path) {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  if (error) return cannot_write(path, error.value());
-  std::string temporary = path + ".XXXXXX";
-  const int descriptor = ::mkstemp(temporary.data());
-  if (descriptor < 0) return cannot_write(path, errno);
-  int failure = write_all(descriptor, text);
-  if (::close(descriptor) != 0 && failure == 0) failure = errno;
-  if (failure == 0 && ::rename(temporary.c_str(), path.c_str()) != 0) failure = errno;
+  if (error) return tl::unexpected(cannot_write(path, error.value()).error());
+  Temporary temporary{-1, path + ".XXXXXX"};
+  temporary.descriptor = ::mkstemp(temporary.name.data());
+  if (temporary.descriptor < 0) return tl::unexpected(cannot_write(path, errno).error());
+  return temporary;
+}
+
+Status replace_file(const std::string& path, std::string_view text) {
+  const Result<Temporary> temporary = make_temporary(path);
+  if (!temporary) return tl::unexpected(temporary.error());
+  int failure = write_all(temporary->descriptor, text);
+  if (::close(temporary->descriptor) != 0 && failure == 0) failure = errno;
+  if (failure == 0 && ::rename(temporary->name.c_str(), path.c_str()) != 0) failure = errno;
   if (failure == 0) return {};
-  ::unlink(temporary.c_str());
+  ::unlink(temporary->name.c_str());
   return cannot_write(path, failure);
+}
+
+/// What is in the file; nothing where there is none. What is there and cannot be read is somebody's.
+Result<std::vector<CardCalibration>> read_if_there(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::file_status there = std::filesystem::status(path, error);
+  if (there.type() == std::filesystem::file_type::not_found) return std::vector<CardCalibration>{};
+  return read_calibrations(path);
 }
 
 }  // namespace
 
 Result<std::vector<CardCalibration>> read_calibrations(const std::string& path) {
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored))  // opens, and throws when it is read
-    return fail(ErrorCode::not_found, fmt::format("'{}' is a folder, not a calibration file", path));
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file.is_open() || file.bad())
-    return fail(ErrorCode::not_found, fmt::format("cannot read calibration file '{}'", path));
-  return parse_file(text).map_error([&](Error error) {
+  const Result<std::string> text = read_text_file(path, "calibration file");
+  if (!text) return tl::unexpected(text.error());
+  return parse_file(*text).map_error([&](Error error) {
     return Error{error.code, fmt::format("{}: {}", path, error.message)};
   });
+}
+
+Status check_can_write(const std::string& path) {
+  if (const auto there = read_if_there(path); !there) return tl::unexpected(there.error());
+  const Result<Temporary> temporary = make_temporary(path);
+  if (!temporary) return tl::unexpected(temporary.error());
+  ::close(temporary->descriptor);
+  ::unlink(temporary->name.c_str());
+  return {};
 }
 
 Status write_calibration(const std::string& path, const CardCalibration& entry) {
@@ -153,19 +176,13 @@ Status write_calibration(const std::string& path, const CardCalibration& entry) 
                   fmt::format("{}: at least 1 run each (kernel {}, batch {}) and 1 to {} blocks ({})",
                               to_string(link), thresholds.kernel_min_runs, thresholds.batch_min_runs,
                               kMaxKernelBlocks, thresholds.kernel_blocks));
-  std::error_code error;
-  std::vector<CardCalibration> cards;
-  // What is there and cannot be read is somebody's; only what is not there is made.
-  if (std::filesystem::exists(path, error) || error) {
-    Result<std::vector<CardCalibration>> read = read_calibrations(path);
-    if (!read) return tl::unexpected(read.error());
-    cards = std::move(*read);
-  }
-  std::erase_if(cards, [&](const CardCalibration& card) {
+  Result<std::vector<CardCalibration>> cards = read_if_there(path);
+  if (!cards) return tl::unexpected(cards.error());
+  std::erase_if(*cards, [&](const CardCalibration& card) {
     return card.card == entry.card && card.driver == entry.driver;
   });
-  cards.push_back(entry);
-  return replace_file(path, to_text(cards));
+  cards->push_back(entry);
+  return replace_file(path, to_text(*cards));
 }
 
 }  // namespace harvest::cuda

@@ -189,6 +189,10 @@ Status HostMemory::register_range(std::byte* address, std::uint64_t bytes) {
   if (address == nullptr || bytes == 0)
     return fail(ErrorCode::invalid_argument,
                 fmt::format("host memory at {} of {} bytes", fmt::ptr(address), bytes));
+  if (UINTPTR_MAX - reinterpret_cast<std::uintptr_t>(address) < bytes)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("host memory at {} of {} bytes runs past the end of all addresses",
+                            fmt::ptr(address), bytes));
   const MutexLock lock(registering_mutex_);
   if (map_.overlaps(address, bytes))
     return fail(

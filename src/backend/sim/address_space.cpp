@@ -14,6 +14,7 @@ namespace harvest::sim {
 namespace {
 
 constexpr std::uint64_t kChunkBytes = std::uint64_t{16} << 30;
+constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 46;
 
 std::uint64_t round_up(std::uint64_t value, std::uint64_t step) {
   return (value + step - 1) & ~(step - 1);
@@ -57,6 +58,9 @@ Result<AddressSpace::Chunks::iterator> AddressSpace::chunk_with_room(std::uint64
 }
 
 Result<std::byte*> AddressSpace::reserve(std::uint64_t bytes) {
+  if (bytes > kMostBytes)
+    return fail(ErrorCode::out_of_memory,
+                fmt::format("no room for {} bytes of addresses, at most {}", bytes, kMostBytes));
   const std::uint64_t taken = round_up(bytes, alignment_bytes_) + alignment_bytes_;
   const auto found = chunk_with_room(taken);
   if (!found) return tl::unexpected(found.error());

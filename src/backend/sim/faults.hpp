@@ -23,6 +23,10 @@ enum class Fault : std::uint8_t {
   slow_query,
 };
 
+/// Errors: invalid_argument, with the field, its value and its limits: what cannot be meant would otherwise
+/// never happen, and a test would try nothing.
+[[nodiscard]] Status check_plan(const FaultPlan& plan, const Machine& machine);
+
 /// Decides whether a fault happens now. Each fault draws from its own random stream, so that one more
 /// question about one does not move the others. Thread-safe.
 class FaultInjector {

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <filesystem>
-#include <fstream>
 #include <harvest/machine.hpp>
-#include <iterator>
 
 #include "base/json_reader.hpp"
+#include "base/text_file.hpp"
 
 namespace harvest {
 namespace {
@@ -117,14 +115,9 @@ Result<Machine> machine_from_json(std::string_view text) {
 }
 
 Result<Machine> machine_from_json_file(const std::string& path) {
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored))  // opens, and throws when it is read
-    return fail(ErrorCode::not_found, fmt::format("'{}' is a folder, not a machine file", path));
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file.is_open() || file.bad())
-    return fail(ErrorCode::not_found, fmt::format("cannot read machine file '{}'", path));
-  return machine_from_json(text).map_error([&](Error error) {
+  const Result<std::string> text = read_text_file(path, "machine file");
+  if (!text) return tl::unexpected(text.error());
+  return machine_from_json(*text).map_error([&](Error error) {
     return Error{error.code, fmt::format("{}: {}", path, error.message)};
   });
 }

@@ -79,6 +79,10 @@ Status Memory::register_host(std::byte* address, std::uint64_t bytes) {
   if (address == nullptr || bytes == 0)
     return fail(ErrorCode::invalid_argument,
                 fmt::format("host memory at {} of {} bytes", fmt::ptr(address), bytes));
+  if (UINTPTR_MAX - number(address) < bytes)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("host memory at {} of {} bytes runs past the end of all addresses",
+                            fmt::ptr(address), bytes));
   const WriteLock lock(mutex_);
   const auto next = registered_.lower_bound(number(address));
   const bool into_next = next != registered_.end() && next->first < number(address) + bytes;

@@ -335,13 +335,15 @@ Status Simulation::lose_device(DeviceId device) {
   return {};
 }
 
-void Simulation::set_faults(FaultPlan plan) {
+Status Simulation::set_faults(FaultPlan plan) {
+  if (Status status = check_plan(plan, machine_); !status) return status;
   std::vector<ScheduledFault> schedule = plan.schedule;
   faults_.set_plan(std::move(plan));
   engine_->set_schedule(std::move(schedule));
+  return {};
 }
 
-/// A scheduled fault's time has come. What names no device or link of this machine does nothing.
+/// A scheduled fault's time has come.
 void Simulation::apply(const ScheduledFault& fault) {
   using Kind = ScheduledFault::Kind;
   switch (fault.kind) {
@@ -381,6 +383,8 @@ SimulationCounters Simulation::counters() const {
 
 Result<std::unique_ptr<SimulatedBackend>> make_simulated_backend(Machine machine, SimulationOptions options) {
   if (Status status = machine.validate(); !status) return tl::unexpected(status.error());
+  if (Status status = sim::check_plan(options.faults, machine); !status)
+    return tl::unexpected(status.error());
   return std::make_unique<sim::Simulation>(std::move(machine), std::move(options));
 }
 

@@ -91,7 +91,7 @@ class Simulation final : public SimulatedBackend {
 
   Status set_link_up(DeviceId from, DeviceId to, bool up) override;
   Status lose_device(DeviceId device) override;
-  void set_faults(FaultPlan plan) override;
+  Status set_faults(FaultPlan plan) override;
 
  private:
   [[nodiscard]] ContentMap* contents() { return info_.holds_bytes ? nullptr : &contents_; }

@@ -27,7 +27,7 @@ std::uint64_t size_within(const std::string& option, const std::string& text, st
 }  // namespace
 
 void add_common(CLI::App& command, CommonOptions& target) {
-  add_machine(command, target.machine);
+  add_machine(command, target.machine, "Measure");
   add_count(command, "--runs", target.runs, {1, kMostRuns},
             "How often each thing is timed; medians are shown");
   command.add_flag("--quick", target.quick, "Small sizes: shows that it works, says little of speed")

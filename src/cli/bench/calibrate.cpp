@@ -213,8 +213,8 @@ Exit run(const Options& options) {
     return complain(Exit::bad_input, "bench calibrate",
                     "neither XDG_CACHE_HOME nor HOME is set: name the file with --file");
   // What stands in the way of writing is told before minutes of measuring, not after.
-  if (const auto there = cuda::read_calibrations(file); !there && there.error().code == ErrorCode::malformed)
-    return complain_of("calibrate", there.error());
+  if (const Status writable = cuda::check_can_write(file); !writable)
+    return complain(Exit::bad_input, "bench calibrate", "--file: " + writable.error().message);
   const auto machine = MeasuredMachine::open(options.common.machine);
   if (!machine) return complain_of("calibrate", machine.error());
   auto results = measure(*machine, options);

@@ -225,6 +225,9 @@ Result<std::vector<std::pair<Tier, std::optional<DeviceId>>>> sources_of(const M
   if (options.consumer >= gpus.size())
     return fail(ErrorCode::invalid_argument,
                 fmt::format("--consumer: {} is not a GPU from 0 to {}", options.consumer, gpus.size() - 1));
+  if (!options.from.empty() && options.from != "peer" && options.from != "host")
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("--from: '{}' is not a tier to read from: peer or host", options.from));
   std::vector<std::pair<Tier, std::optional<DeviceId>>> sources;
   if (options.from != "host") {
     const auto peer = machine.best_peer(static_cast<DeviceId>(options.consumer));
@@ -261,9 +264,7 @@ void add_fetch(CLI::App& bench, Action& chosen) {
   add_size(*command, "--batch", options->batch_bytes, kLeastObjectBytes, kMostObjectBytes,
            "Bytes of one batch; at most 4,096 objects");
   add_count(*command, "--consumer", options->consumer, {0, 63}, "The GPU that reads");
-  command->add_option("--from", options->from, "Only from this tier: peer or host")
-      ->type_name("TIER")
-      ->check(CLI::IsMember({"peer", "host"}));
+  add_name(*command, "--from", options->from, "Only from this tier: peer or host")->type_name("TIER");
   add_common(*command, options->common);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
 }

@@ -204,9 +204,11 @@ Exit run(const Options& options) {
   if (!results) return complain_of("link", results.error());
   if (options.common.json)
     print_json(to_json(machine, options, *results));
-  else
+  else if (!results->rows.empty())
     print_table(machine, *results);
-  if (results->rows.empty()) return complain(Exit::failed, "bench link", "nothing could be measured");
+  if (results->rows.empty())
+    return complain(Exit::failed, "bench link",
+                    "nothing could be measured: " + results->waived.front().reason);
   return results->wrong_bytes() == 0 ? Exit::ok : Exit::failed;
 }
 

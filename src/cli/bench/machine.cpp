@@ -83,13 +83,13 @@ Result<DeviceId> MeasuredMachine::best_peer(DeviceId consumer) const {
                           device_name(consumer), backend().info().system));
 }
 
-void add_machine(CLI::App& command, MachineChoice& target) {
+void add_machine(CLI::App& command, MachineChoice& target, const std::string& verb) {
   add_name(command, "--system", target.system,
-           "Measure a simulated machine instead of this one: " + simulated_names() + ", or a JSON file")
+           verb + " a simulated machine instead of this one: " + simulated_names() + ", or a JSON file")
       ->type_name("NAME|FILE");
   command
       .add_flag("--loopback", target.loopback,
-                "Measure GPU 0 alone, with a second pool of its own memory as its peer")
+                verb + " GPU 0 alone, with a second pool of its own memory as its peer")
       ->disable_flag_override();
 }
 

@@ -51,7 +51,7 @@ class MeasuredMachine {
   SimulatedBackend* simulated_ = nullptr;
 };
 
-/// `--system` and `--loopback`.
-void add_machine(CLI::App& command, MachineChoice& target);
+/// `--system` and `--loopback`, for what is done with the machine: "measure".
+void add_machine(CLI::App& command, MachineChoice& target, const std::string& verb);
 
 }  // namespace harvest::cli::bench

@@ -178,15 +178,32 @@ void print_table(const MeasuredMachine& machine, const Results& results) {
     fmt::print("\nwaived: {} of {}: {}\n", waived.operation, format_bytes(waived.bytes), waived.reason);
 }
 
+/// A backend maps multiples of the device's granularity alone.
+Status check_sizes(const char* option, const std::vector<std::uint64_t>& sizes, const DeviceInfo& device) {
+  for (const std::uint64_t bytes : sizes)
+    if (bytes % device.segment_granularity_bytes != 0)
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("{}: {} bytes is not a multiple of {}, the granularity of {}", option, bytes,
+                              device.segment_granularity_bytes, device_name(device.id)));
+  return {};
+}
+
 Exit run(const Options& options) {
   const auto machine = MeasuredMachine::open(options.common.machine);
   if (!machine) return complain_of("memory", machine.error());
+  const auto devices = machine->backend().devices();
+  if (Status fit = check_sizes("--sizes", options.sizes, devices.front()); !fit)
+    return complain_of("memory", fit.error());
+  if (Status fit = check_sizes("--pin-sizes", options.pin_sizes, devices.back()); !fit)
+    return complain_of("memory", fit.error());
   const Results results = measure(*machine, options);
   if (options.common.json)
     print_json(to_json(*machine, options, results));
-  else
+  else if (!results.rows.empty())
     print_table(*machine, results);
-  if (results.rows.empty()) return complain(Exit::failed, "bench memory", "nothing could be measured");
+  if (results.rows.empty())
+    return complain(Exit::failed, "bench memory",
+                    "nothing could be measured: " + results.waived.front().reason);
   return Exit::ok;
 }
 

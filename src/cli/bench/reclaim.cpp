@@ -279,6 +279,16 @@ void print_table(const MeasuredMachine& machine, DeviceId peer, const Options& o
     fmt::print("\nwaived: {}: {}\n", format_bytes(waived.bytes), waived.reason);
 }
 
+/// What was named and can never be had. What is only not free now is waived later.
+Status check_sizes(const Options& options, const DeviceInfo& peer) {
+  for (const std::uint64_t bytes : options.sizes)
+    if (bytes > peer.total_bytes)
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("--sizes: {} do not fit: {} has {}", format_bytes(bytes), device_name(peer.id),
+                              format_bytes(peer.total_bytes)));
+  return {};
+}
+
 Exit run(const Options& options) {
   for (const std::uint64_t bytes : options.sizes)
     if (bytes % kObjectBytes != 0)
@@ -294,13 +304,17 @@ Exit run(const Options& options) {
         fmt::format("--consumer: {} is not a GPU from 0 to {}", options.consumer, gpus.size() - 1));
   const auto peer = machine->best_peer(static_cast<DeviceId>(options.consumer));
   if (!peer) return complain_of("reclaim", peer.error());
+  const DeviceInfo& info = machine->backend().devices()[static_cast<std::size_t>(*peer)];
+  if (Status fit = check_sizes(options, info); !fit) return complain_of("reclaim", fit.error());
   const auto results = measure(*machine, options, *peer);
   if (!results) return complain_of("reclaim", results.error());
   if (options.common.json)
     print_json(to_json(*machine, options, *peer, *results));
-  else
+  else if (!results->rows.empty())
     print_table(*machine, *peer, options, *results);
-  if (results->rows.empty()) return complain(Exit::failed, "bench reclaim", "nothing could be measured");
+  if (results->rows.empty())
+    return complain(Exit::failed, "bench reclaim",
+                    "nothing could be measured: " + results->waived.front().reason);
   if (!results->failed(options.common.runs)) return Exit::ok;
   return complain(Exit::failed, "bench reclaim",
                   "bytes were late, or what was returned could not be allocated by the owner: see the rows");

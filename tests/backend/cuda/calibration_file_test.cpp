@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -37,16 +36,6 @@ class CalibrationFileTest : public testing::Test {
     std::ifstream file(path_, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
   }
-  /// What reading `text` complains of.
-  std::string complaint(const std::string& text) {
-    write_text(text);
-    const auto read = read_calibrations(path_);
-    if (read) return "none";
-    EXPECT_EQ(read.error().code, ErrorCode::malformed);
-    EXPECT_THAT(read.error().message, HasSubstr(path_));
-    return read.error().message;
-  }
-
   std::filesystem::path folder_;
   std::string path_;
 };
@@ -55,19 +44,6 @@ CardCalibration card(std::string name, std::string driver, std::uint64_t below_b
   CardCalibration result{std::move(name), std::move(driver), default_calibration()};
   result.thresholds[LinkClass::peer].kernel_below_bytes = below_bytes;
   return result;
-}
-
-/// A whole file of one card, with `replaced` in place of `what` in the peer's thresholds.
-std::string file_with(const std::string& what = "", const std::string& replaced = "") {
-  const auto link = [](const std::string& fields) { return "{" + fields + "}"; };
-  const std::string good =
-      R"("kernel_below_bytes": 1, "kernel_min_runs": 2, "kernel_blocks": 3, "batch_below_bytes": 4, "batch_min_runs": 5)";
-  std::string peer = good;
-  if (!what.empty()) peer.replace(peer.find(what), what.size(), replaced);
-  return fmt::format(
-      R"({{"format": 1, "cards": [{{"card": "A", "driver": "1", "links": {{"host_to_device": {0}, "device_to_host": {0},
-          "peer": {1}, "same_device": {0}}}}}]}})",
-      link(good), link(peer));
 }
 
 TEST_F(CalibrationFileTest, WhatIsWrittenIsRead) {
@@ -107,60 +83,6 @@ TEST_F(CalibrationFileTest, LeavesNoTemporaryFile) {
        std::filesystem::directory_iterator(std::filesystem::path(path_).parent_path()))
     ++files;
   EXPECT_EQ(files, 1);
-}
-
-TEST_F(CalibrationFileTest, AFileThatIsNotThereIsNotFound) {
-  const auto read = read_calibrations(path_);
-  ASSERT_FALSE(read);
-  EXPECT_EQ(read.error().code, ErrorCode::not_found);
-  EXPECT_THAT(read.error().message, HasSubstr(path_));
-  const auto folder = read_calibrations(folder_.string());
-  ASSERT_FALSE(folder);
-  EXPECT_EQ(folder.error().code, ErrorCode::not_found);
-  EXPECT_THAT(folder.error().message, HasSubstr("is a folder"));
-}
-
-TEST_F(CalibrationFileTest, WhatIsWrongIsNamedWithItsPlaceItsValueAndItsLimit) {
-  EXPECT_EQ(complaint(file_with()), "none");
-  EXPECT_THAT(complaint(""), HasSubstr("not JSON"));
-  EXPECT_THAT(complaint("[1]"), HasSubstr("the document is [1], it must be an object"));
-  EXPECT_THAT(complaint(R"({"cards": []})"), HasSubstr("field format is missing"));
-  EXPECT_THAT(complaint(R"({"format": 2, "cards": []})"),
-              HasSubstr("format is 2, it must be an integer from 1 to 1"));
-  EXPECT_THAT(complaint(R"({"format": 1})"), HasSubstr("field cards is missing"));
-  EXPECT_THAT(complaint(R"({"format": 1, "cards": {}})"), HasSubstr("cards is {}, it must be an array"));
-  EXPECT_THAT(complaint(R"({"format": 1, "cards": [7]})"), HasSubstr("cards[0] is 7, it must be an object"));
-  EXPECT_THAT(complaint(R"({"format": 1, "cards": [], "more": 1})"), HasSubstr("unknown field more"));
-  EXPECT_THAT(complaint(R"({"format": 1, "cards": [{"card": 1, "driver": "1", "links": {}}]})"),
-              HasSubstr("cards[0].card is 1, it must be a string"));
-  EXPECT_THAT(complaint(R"({"format": 1, "cards": [{"card": "A", "driver": "1", "links": {}}]})"),
-              HasSubstr("field cards[0].links.host_to_device is missing"));
-}
-
-TEST_F(CalibrationFileTest, ThresholdsAreCheckedOneByOne) {
-  EXPECT_THAT(
-      complaint(file_with(R"("kernel_min_runs": 2)", R"("kernel_min_runs": 0)")),
-      HasSubstr("cards[0].links.peer.kernel_min_runs is 0, it must be an integer from 1 to 4294967295"));
-  EXPECT_THAT(complaint(file_with(R"("kernel_blocks": 3)", R"("kernel_blocks": 1025)")),
-              HasSubstr("cards[0].links.peer.kernel_blocks is 1025, it must be an integer from 1 to 1024"));
-  EXPECT_THAT(complaint(file_with(R"("batch_below_bytes": 4)", R"("batch_below_bytes": -4)")),
-              HasSubstr("cards[0].links.peer.batch_below_bytes is -4"));
-  EXPECT_THAT(complaint(file_with(R"("batch_below_bytes": 4)", R"("batch_below_bytes": 0.5)")),
-              HasSubstr("cards[0].links.peer.batch_below_bytes is 0.5"));
-  EXPECT_THAT(complaint(file_with(R"("batch_min_runs": 5)", R"("batch_min_runs": 4294967296)")),
-              HasSubstr("cards[0].links.peer.batch_min_runs is 4294967296"));
-  EXPECT_THAT(complaint(file_with(R"("batch_min_runs")", R"("batch_minimum")")),
-              HasSubstr("unknown field cards[0].links.peer.batch_minimum"));
-  EXPECT_THAT(complaint(file_with(R"(, "batch_min_runs": 5)", "")),
-              HasSubstr("field cards[0].links.peer.batch_min_runs is missing"));
-}
-
-TEST_F(CalibrationFileTest, TheSameCardTwiceIsAmbiguous) {
-  ASSERT_TRUE(write_calibration(path_, card("A", "1", 100)));
-  ASSERT_TRUE(write_calibration(path_, card("B", "1", 100)));
-  std::string text = read_text();
-  text.replace(text.find("\"B\""), 3, "\"A\"");
-  EXPECT_THAT(complaint(text), HasSubstr("cards[1] is 'A' with driver '1', which is there before it"));
 }
 
 TEST_F(CalibrationFileTest, AFileThatCannotBeReadIsNotWrittenOver) {
