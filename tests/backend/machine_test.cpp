@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -144,6 +145,13 @@ TEST(MachineFile, IsReadAndItsErrorsNameIt) {
   EXPECT_THAT(broken.error().message, AllOf(HasSubstr(path.string()), HasSubstr("line 1")));
 }
 
+TEST(MachineFile, WithoutAnEndIsRefused) {
+  const Result<Machine> machine = load_machine("/dev/zero");
+  ASSERT_FALSE(machine);
+  EXPECT_EQ(machine.error().code, ErrorCode::malformed);
+  EXPECT_THAT(machine.error().message, AllOf(HasSubstr("/dev/zero"), HasSubstr("16777216")));
+}
+
 /// The file that docs/simulation.md shows is one.
 TEST(MachineFile, OfTheDocumentationIsRead) {
   std::ifstream page(std::filesystem::path(HARVEST_SOURCE_DIR) / "docs" / "simulation.md");
@@ -198,7 +206,12 @@ TEST(MachineJson, EachErrorNamesFieldValueAndLimit) {
       {"no bandwidth",
        "\"bandwidth_bytes_per_s\": 260000000000.0",
        "\"bandwidth_bytes_per_s\": -1",
-       {"bandwidth_bytes_per_s", "-1", "0"}},
+       {"bandwidth_bytes_per_s", "-1", "1e+06", "1e+15"}},
+      {"a link that takes longer than the clock runs",
+       "\"bandwidth_bytes_per_s\": 260000000000.0",
+       "\"bandwidth_bytes_per_s\": 1e-300",
+       {"bandwidth_bytes_per_s", "1e-300", "1e+06"}},
+      {"a number beyond a double", "\"copy_engines\": 4", "\"copy_engines\": 1e999", {"1e999"}},
       {"negative cost", "\"map_ns\": 195000", "\"map_ns\": -5", {"costs.map_ns", "-5", "0"}},
       {"huge cost",
        "\"unmap_ns\": 26000",
@@ -218,6 +231,38 @@ TEST(MachineJson, EachErrorNamesFieldValueAndLimit) {
     for (const std::string& name : bad.named)
       EXPECT_THAT(machine.error().message, HasSubstr(name)) << bad.what;
   }
+}
+
+/// Whatever is in the text, the message is a sentence about it.
+TEST(MachineJson, ErrorsStayShort) {
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  const std::string letters(1'000'000, 'x');
+  std::string accents;
+  for (int i = 0; i < 1000; ++i) accents += "\xc3\xa9";
+  const std::pair<std::string, std::string> cases[] = {
+      {"{\"name\": " + deep + "}", "name is a JSON array, it must be a string"},
+      {"{\"devices\": {\"a\": " + deep + "}, \"name\": \"\"}",
+       "devices is a JSON object, it must be an array"},
+      {"{\"" + letters + "\": 1}", "unknown field xxx"},
+      {"{\"name\": \"" + letters, "not JSON"},
+      {"{\"devices\": \"" + accents + "\", \"name\": \"\"}", "\xc3\xa9..., it must be an array"},
+  };
+  for (const auto& [text, what] : cases) {
+    const Result<Machine> machine = machine_from_json(text);
+    ASSERT_FALSE(machine) << what;
+    EXPECT_EQ(machine.error().code, ErrorCode::malformed) << what;
+    EXPECT_THAT(machine.error().message, HasSubstr(what));
+    EXPECT_LT(machine.error().message.size(), 500U) << what;
+  }
+}
+
+/// Time that grew with the square of the number of fields would be minutes here.
+TEST(MachineJson, MayHaveManyUnknownFields) {
+  std::string text = R"({"name": {)";
+  for (int i = 0; i < 300'000; ++i) text += fmt::format(R"("{}": 0, )", i);
+  const Result<Machine> machine = machine_from_json(text + R"("last": 0}})");
+  ASSERT_FALSE(machine);
+  EXPECT_THAT(machine.error().message, HasSubstr("name is {"));
 }
 
 TEST(MachineJson, LinksMustBeOneForARouteAndOneWithinEachDevice) {

@@ -124,6 +124,8 @@ TEST_F(TraceFile, NamesTheLineAndWhatIsWrongWithIt) {
            "'timestamp' has a JSON string"},
       Case{R"({"timestamp": 1e300, "input_length": 1, "output_length": 1, "hash_ids": []})",
            "'timestamp' has 1e+300"},
+      Case{R"({"timestamp": 1e999, "input_length": 1, "output_length": 1, "hash_ids": []})",
+           "a number is beyond the range of floating point"},
       Case{R"({"timestamp": 10000000000000000000, "input_length": 1, "output_length": 1, "hash_ids": []})",
            "'timestamp' is 10000000000000000000; at most 9223372036854"},
       Case{R"({"timestamp": 3000, "input_length": 1.5, "output_length": 1, "hash_ids": []})",
@@ -142,6 +144,37 @@ TEST_F(TraceFile, NamesTheLineAndWhatIsWrongWithIt) {
     EXPECT_THAT(message, HasSubstr(path("trace") + ":4: ")) << line;
     EXPECT_THAT(message, HasSubstr(what)) << line;
   }
+}
+
+TEST_F(TraceFile, BeyondTheLimitsIsMalformed) {
+  const std::string two(kTwoRequests);
+  const std::size_t longest = two.size() - two.find('\n') - 2;
+  for (const std::string& content : {two, gzipped(two)}) {
+    const std::string file = write("trace", content);
+    EXPECT_TRUE(read_mooncake_trace(file, {.line_bytes = longest, .text_bytes = two.size()}));
+    const auto long_line = read_mooncake_trace(file, {.line_bytes = longest - 1});
+    ASSERT_FALSE(long_line);
+    EXPECT_THAT(long_line.error().message,
+                HasSubstr("trace:2: the line is longer than the limit of " + std::to_string(longest - 1)));
+    const auto long_text = read_mooncake_trace(file, {.text_bytes = two.size() - 1});
+    ASSERT_FALSE(long_text);
+    EXPECT_EQ(long_text.error().code, ErrorCode::malformed);
+    EXPECT_THAT(long_text.error().message,
+                HasSubstr("more text than the limit of " + std::to_string(two.size() - 1)));
+  }
+  const auto endless = read_mooncake_trace("/dev/zero");
+  ASSERT_FALSE(endless);
+  EXPECT_THAT(endless.error().message,
+              HasSubstr("/dev/zero:1: the line is longer than the limit of 16777216"));
+}
+
+/// The library that parses JSON writes it recursively, and a message shows what is wrong.
+TEST_F(TraceFile, MayBeNestedHoweverDeeply) {
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  EXPECT_THAT(
+      complaint(R"({"timestamp": )" + deep + R"(, "input_length": 1, "output_length": 1, "hash_ids": []})"),
+      HasSubstr("'timestamp' has a JSON array"));
+  EXPECT_THAT(complaint(deep), HasSubstr("a JSON array, not an object"));
 }
 
 TEST_F(TraceFile, ThatIsDamagedGzipIsMalformed) {

@@ -135,6 +135,23 @@ TEST_F(CalibrationFileTest, WhatIsWrongIsNamedWithItsPlaceItsValueAndItsLimit) {
               HasSubstr("cards[0].card is 1, it must be a string"));
   EXPECT_THAT(complaint(R"({"format": 1, "cards": [{"card": "A", "driver": "1", "links": {}}]})"),
               HasSubstr("field cards[0].links.host_to_device is missing"));
+  EXPECT_THAT(complaint(R"({"format": 1e999, "cards": []})"), HasSubstr("1e999"));
+}
+
+/// Else an entry could be read that could not be written again.
+TEST_F(CalibrationFileTest, AnEntryHasTheNameOfItsCardAndDriver) {
+  for (const auto& [card, driver] : {std::pair{"", "1"}, {"A", ""}})
+    EXPECT_THAT(
+        complaint(fmt::format(
+            R"({{"format": 1, "cards": [{{"card": "{}", "driver": "{}", "links": {{}}}}]}})", card, driver)),
+        HasSubstr(fmt::format("cards[0] is '{}' with driver '{}', neither may be empty", card, driver)));
+}
+
+TEST_F(CalibrationFileTest, AFileWithoutAnEndIsRefused) {
+  const auto read = read_calibrations("/dev/zero");
+  ASSERT_FALSE(read);
+  EXPECT_EQ(read.error().code, ErrorCode::malformed);
+  EXPECT_THAT(read.error().message, HasSubstr("16777216"));
 }
 
 TEST_F(CalibrationFileTest, ThresholdsAreCheckedOneByOne) {
