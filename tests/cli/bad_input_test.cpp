@@ -124,6 +124,9 @@ TEST_F(BadInput, OtherOptionsOfReplay) {
                  {"--owner-activity", "'wild'", "none, steady, bursty"});
   expect_refused(with_trace("replay", {"--seed", "-1"}), {"--seed", "'-1'", "from 0 to 4294967295"});
   expect_refused(with_trace("replay", {"--requests", "0"}), {"--requests", "'0'", "from 1"});
+  // In milliseconds since 1970: years of virtual time in which nothing happens.
+  const std::string late = folder_.file("late.jsonl", mooncake({{0, {1}}, {1'700'000'000'000, {1}}}));
+  expect_refused({"replay", "--trace", late}, {"--trace", "472222 hours", "168", "--requests"});
 }
 
 }  // namespace
