@@ -18,7 +18,7 @@ namespace harvest::cli {
 namespace {
 
 constexpr std::string_view kHeader = "time_s,device,used_bytes";
-constexpr double kLatestS = 1e10;   // clocks that count from 1970 are at 1.8e9
+constexpr double kLatestS = 1e10;  // clocks that count from 1970 are at 1.8e9
 constexpr double kLongestS = 1e9;  // as nanoseconds it fits
 constexpr std::size_t kColumns = 3;
 constexpr std::size_t kMostShown = 40;

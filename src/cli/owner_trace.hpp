@@ -18,8 +18,8 @@
 ///     57.25,1,27917287424
 ///
 /// CSV with that header, ordered by time. A row is a step: from then on the owner of `device` uses that much,
-/// until its next row. Before its first row it uses what that row says. Times may begin anywhere; the recording
-/// lasts from the first row to the last.
+/// until its next row. Before its first row it uses what that row says. Times may begin anywhere; the
+/// recording lasts from the first row to the last.
 namespace harvest::cli {
 
 struct OwnerStep {

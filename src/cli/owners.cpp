@@ -17,11 +17,11 @@ constexpr double kHourNs = 3600e9;
 constexpr std::uint64_t kPageBytes = 2ULL << 20;
 
 constexpr double kPhaseNs = 6 * kHourNs;
-constexpr double kLevelGiB = 22.1;
+constexpr double kLevelGiB = 21.9;
 constexpr double kLevelSigmaGiB = 1.3;
 constexpr double kHighPhases = .05;
 constexpr double kHighLeastGiB = 24;
-constexpr double kHighMostGiB = 40;
+constexpr double kHighMostGiB = 38.5;
 constexpr double kLeastLevelGiB = 2;
 constexpr double kBurstLeastNs = 52e9;
 constexpr double kBurstMoreNs = 18e9;  ///< on average, beyond the least
@@ -37,9 +37,9 @@ struct RiseKind {
 constexpr std::array<RiseKind, OwnerModel::kRiseKinds> kRises{{
     {1.0, 3.1, 3, 6.3, .9},
     {3.1, 5.0, 3, 2.4, .8},
-    {5.0, 8.4, 3, 4.2, .25},
-    {8.4, 14.4, 3, 1.95, .1},
-    {14.4, 31.7, 5, .21, .1},
+    {5.0, 8.4, 3, 4.3, .26},
+    {8.4, 14.4, 3, 2.15, .11},
+    {14.4, 31.7, 5, .23, .11},
 }};
 
 constexpr TimeNs kReclaimDeadlineNs = 1'000'000'000;

@@ -26,21 +26,22 @@ enum class OwnerActivity : std::uint8_t {
 /// Errors: not_found, with the known names.
 [[nodiscard]] Result<OwnerActivity> parse_owner_activity(std::string_view name);
 
-/// One bursty owner. Its figures are those of a public study of 144 inference pods on 48 GiB GPUs, which looked
-/// every 57 seconds. In brackets the model's own over long runs, looked at in the same way:
+/// One bursty owner. Its figures are those of a public study of 144 inference pods on 48 GiB GPUs, which
+/// looked every 57 seconds. In brackets the model's own over long runs, looked at in the same way:
 ///
-/// - used: 23 GiB at the median (22.5), 37 at the 99th percentile (37.7);
-/// - rises of at least 1 / 5 / 10 GiB an hour: 9.4 / 3.0 / 0.5 (9.2 / 2.8 / 0.48);
-/// - size of a rise, p50 / p90 / p99: 3.1 / 8.4 / 14.4 GiB (3.1 / 8.1 / 14.2), the largest 31.7 (about 29);
-/// - growth from one look to the next, p99.9: 16 GiB (15.8);
-/// - memory that is free now stays free for 57 minutes with odds of .87 / .72 / .20 for 16 / 20 / 24 GiB of 48
-///   (.87 / .70 / .19).
+/// - used: 23 GiB at the median (22.4), 37 at the 99th percentile (37.0);
+/// - rises of at least 1 / 5 / 10 GiB an hour: 9.4 / 3.0 / 0.5 (9.4 / 3.0 / 0.51);
+/// - size of a rise, p50 / p90 / p99: 3.1 / 8.4 / 14.4 GiB (3.2 / 8.3 / 14.3), the largest 31.7 (29.5);
+/// - growth from one look to the next, p99.9: 16 GiB (16.1);
+/// - memory that is free now stays free for 57 minutes with odds of .87 / .72 / .20 for 16 / 20 / 24 GiB of
+/// 48
+///   (.87 / .71 / .19).
 ///
-/// A phase lasts 6 hours on average. For its length the owner needs a level: about 22 GiB (normal, sigma 1.3), in
-/// one phase of 20 anything from 24 to 40. On top of that come bursts, one at a time and a minute or so each. How
-/// large they may be differs from phase to phase: small ones come in nearly all, large ones in one of ten, many
-/// then. Without that, memory would not stay free as long as it does. Rises below 1 GiB are not modelled: the
-/// study tells nothing of them.
+/// A phase lasts 6 hours on average. For its length the owner needs a level: about 22 GiB (normal,
+/// sigma 1.3), in one phase of 20 anything from 24 to 40. On top of that come bursts, one at a time and a
+/// minute or so each. How large they may be differs from phase to phase: small ones come in nearly all, large
+/// ones in one of ten, many then. Without that, memory would not stay free as long as it does. Rises below 1
+/// GiB are not modelled: the study tells nothing of them.
 class OwnerModel {
  public:
   /// Uses at most `most_bytes`.
@@ -64,15 +65,15 @@ class OwnerModel {
   std::mt19937_64 random_;
   std::uint64_t most_bytes_;
   double level_gib_ = 0;
-  double burst_gib_ = 0;                        ///< 0: none now
+  double burst_gib_ = 0;                       ///< 0: none now
   std::array<double, kRiseKinds> per_hour_{};  ///< of each kind in this phase
   TimeNs now_ns_ = 0;
   TimeNs change_ns_ = 0;  ///< a burst begins, or the one that is there ends
   TimeNs phase_end_ns_ = 0;
 };
 
-/// What a bursty owner of each device uses for `duration_ns`, as a recording that ends with a row of each. The
-/// same seed gives the same.
+/// What a bursty owner of each device uses for `duration_ns`, as a recording that ends with a row of each.
+/// The same seed gives the same.
 [[nodiscard]] OwnerTrace generate_owner_trace(std::span<const OwnedDevice> devices, TimeNs duration_ns,
                                               std::uint64_t seed);
 

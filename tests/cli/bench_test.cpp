@@ -321,7 +321,7 @@ void expect_refused(const std::vector<std::string>& arguments, const std::vector
 }
 
 TEST(BenchBadInput, NamesTheValueAndTheLimit) {
-  expect_refused({"bench"}, {"link, fetch, reclaim, memory, lookup or calibrate"});
+  expect_refused({"bench"}, {"link, fetch, reclaim, owner, memory, lookup or calibrate"});
   expect_refused({"bench", "lin"}, {"lin"});
   for (const std::string& name : kBenchmarks) {
     expect_refused({"bench", name, "--system", "dgx-h1000"},

@@ -17,14 +17,19 @@ namespace harvest::cli::bench {
 namespace {
 
 constexpr const char* kTeaching =
-    "Owners of the peers live for days of virtual time, beside a cache that always takes all they leave. Each\n"
-    "row is one run of the same days: how much idle memory was harvested, and how often an owner's allocation\n"
-    "failed because the cache held the memory. A cooperative owner asks for what is missing and waits; in mode\n"
+    "Owners of the peers live for days of virtual time, beside a cache that always takes all they leave. "
+    "Each\n"
+    "row is one run of the same days: how much idle memory was harvested, and how often an owner's "
+    "allocation\n"
+    "failed because the cache held the memory. A cooperative owner asks for what is missing and waits; in "
+    "mode\n"
     "watermark it just allocates, and what the monitor has not freed by then fails.\n"
     "\n"
     "The owners are generated after a study of 144 GPUs of 48 GiB, or recorded: a CSV file with the header\n"
     "  time_s,device,used_bytes\n"
-    "Each row is a step in time order; devices are GPUs from 1, GPU 0 is the consumer's.\n"
+    "Each row is a step, in order of time; devices are GPUs from 1 on, as GPU 0 is the consumer's, and "
+    "those\n"
+    "without a row are left alone.\n"
     "\n"
     "How a rise reaches the device decides: at_once it is one allocation, gradual it is one of --rise-step\n"
     "after another, at --rise-rate.\n"
@@ -76,7 +81,8 @@ struct Row {
   HarmFigures figures;
 };
 
-// --- what to run --------------------------------------------------------------------------------------------
+// --- what to run
+// --------------------------------------------------------------------------------------------
 
 /// Parts of a list that each are one of `known`. Errors: invalid_argument.
 template <typename Value>
@@ -99,17 +105,16 @@ Result<std::vector<Value>> parse_names(const char* option, const std::string& te
 }
 
 Result<std::vector<HarmSetting>> make_settings(const Options& options) {
-  const auto modes =
-      parse_names<ReclaimMode>("--modes", options.modes,
-                               {{"watermark", ReclaimMode::watermark}, {"cooperative", ReclaimMode::cooperative}});
+  const auto modes = parse_names<ReclaimMode>(
+      "--modes", options.modes,
+      {{"watermark", ReclaimMode::watermark}, {"cooperative", ReclaimMode::cooperative}});
   if (!modes) return tl::unexpected(modes.error());
   const auto rises = parse_names<RiseShape>(
       "--rises", options.rises,
       {{"at_once", RiseShape{}}, {"gradual", RiseShape{options.rise_bytes_per_s, options.rise_step_bytes}}});
   if (!rises) return tl::unexpected(rises.error());
-  const auto backings =
-      parse_names<Backing>("--backing", options.backing,
-                           {{"external_host", Backing::external_host}, {"spill", Backing::spill}});
+  const auto backings = parse_names<Backing>(
+      "--backing", options.backing, {{"external_host", Backing::external_host}, {"spill", Backing::spill}});
   if (!backings) return tl::unexpected(backings.error());
   if (backings->size() != 1)
     return fail(ErrorCode::invalid_argument, fmt::format("--backing: '{}' is not one name", options.backing));
@@ -149,7 +154,7 @@ Result<OwnerTrace> make_trace(const Options& options, const Machine& machine) {
   for (const MachineDevice& device : machine.devices)
     if (device.info.id > 0) owned.push_back({device.info.id, device.info.total_bytes});
   if (options.owner_trace.empty()) {
-    const std::uint64_t hours = options.hours != 0 ? options.hours : options.quick ? 2 : 143;
+    const std::uint64_t hours = options.hours != 0 ? options.hours : options.quick ? 1 : 143;
     return generate_owner_trace(owned, static_cast<TimeNs>(hours * kHourNs), options.seed);
   }
   auto trace = read_owner_trace(options.owner_trace, owned);
@@ -175,6 +180,12 @@ Result<Plan> make_plan(const Options& options) {
   if (!trace) return tl::unexpected(trace.error());
   plan.trace = std::move(*trace);
   plan.devices = plan.trace.devices();
+  const std::uint64_t total = plan.machine.devices[1].info.total_bytes;
+  for (const HarmSetting& setting : plan.settings)
+    if (setting.reserve_bytes >= total)
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("--reserves: {} leave nothing to harvest: {} has {}",
+                              format_bytes(setting.reserve_bytes), device_name(1), format_bytes(total)));
   if (!options.write_owner_trace.empty())
     if (Status written = write_owner_trace(options.write_owner_trace, plan.trace); !written)
       return fail(written.error().code, "--write-owner-trace: " + written.error().message);
@@ -196,7 +207,8 @@ Result<std::vector<Row>> run_plan(const Plan& plan) {
   return rows;
 }
 
-// --- what is told ---------------------------------------------------------------------------------------------
+// --- what is told
+// ---------------------------------------------------------------------------------------------
 
 const char* name_of(const RiseShape& rise) {
   return rise.bytes_per_s == 0 ? "at_once" : "gradual";
@@ -209,6 +221,10 @@ double percent_of_idle(const HarmFigures& figures) {
 /// With odds of 95 % there are no more than this, where none was seen: the rule of three.
 double unseen_per_owner_hour(const Plan& plan) {
   return 3 / plan.owner_hours();
+}
+
+TimeNs most_of(const std::vector<TimeNs>& times_ns) {
+  return times_ns.empty() ? 0 : *std::max_element(times_ns.begin(), times_ns.end());
 }
 
 struct OwnersSummary {
@@ -266,8 +282,7 @@ Json to_json(const Plan& plan, const Row& row) {
   json["reclaims"] = figures.reclaim_ns.size();
   json["reclaim_ns_p50"] = asked ? Json(reclaim.p50_ns) : Json();
   json["reclaim_ns_p99"] = asked ? Json(reclaim.p99_ns) : Json();
-  json["reclaim_ns_max"] =
-      asked ? Json(*std::max_element(figures.reclaim_ns.begin(), figures.reclaim_ns.end())) : Json();
+  json["reclaim_ns_max"] = asked ? Json(most_of(figures.reclaim_ns)) : Json();
   json["late"] = figures.late;
   json["monitor_reclaims"] = figures.monitor_reclaims;
   json["populated_bytes"] = figures.populated_bytes;
@@ -296,42 +311,48 @@ Result<Json> to_json(const Plan& plan, const Options& options, const std::vector
   return json;
 }
 
+std::vector<std::string> cells_of(const Plan& plan, const Row& row) {
+  const HarmFigures& figures = row.figures;
+  const TimeSummary reclaim = summarize(figures.reclaim_ns);
+  const bool asked = !figures.reclaim_ns.empty();
+  const auto time = [&](TimeNs ns) { return asked ? format_ns(static_cast<double>(ns)) : "-"; };
+  const double odds = static_cast<double>(figures.failed_rises) / plan.owner_hours();
+  return {std::string(to_string(row.setting.mode)),
+          name_of(row.setting.rise),
+          format_bytes(row.setting.reserve_bytes),
+          fmt::format("{:.0f}", figures.harvested_gib_hours),
+          fmt::format("{:.1f} %", percent_of_idle(figures)),
+          format_count(figures.failed_rises),
+          figures.failed_rises == 0 ? fmt::format("< {:.2g}", unseen_per_owner_hour(plan))
+                                    : fmt::format("{:.3g}", odds),
+          format_count(figures.reclaim_ns.size()),
+          time(reclaim.p50_ns),
+          time(reclaim.p99_ns),
+          time(most_of(figures.reclaim_ns)),
+          format_count(figures.late),
+          format_bytes(figures.populated_bytes),
+          format_bytes(figures.spilled_bytes)};
+}
+
 void print_table(const Plan& plan, const Options& options, const std::vector<Row>& rows) {
   const OwnersSummary owners = summarize_owners(plan.trace, plan.devices);
-  fmt::print("Owners of {} (SIMULATED) and what the cache does to them: {} owners for {:.6g} hours,\n",
-             plan.machine.name, plan.devices.size(), plan.hours());
-  const std::uint64_t total =
-      plan.machine.devices[static_cast<std::size_t>(plan.devices.front())].info.total_bytes;
-  fmt::print("{}, of {} using {:.1f} GiB at the median and {:.1f} at p99\n\n",
+  const auto first = static_cast<std::size_t>(plan.devices.front());
+  fmt::print("What harvesting does to owners of {} (SIMULATED)\n\n", plan.machine.name);
+  fmt::print("{} owners, {}, live for {:.6g} hours with {} rises.\n", plan.devices.size(),
              options.owner_trace.empty() ? fmt::format("generated with seed {}", options.seed)
                                          : "recorded in " + options.owner_trace,
-             format_bytes(total), owners.used_gib_p50, owners.used_gib_p99);
-  Table table({"mode", "rise", "reserve", "GiB-hours", "of idle", "rises", "failed", "per owner-hour",
-               "reclaims", "p50", "p99", "max", "late", "filled", "spilled"});
-  for (const Row& row : rows) {
-    const HarmFigures& figures = row.figures;
-    const TimeSummary reclaim = summarize(figures.reclaim_ns);
-    const auto time = [&](TimeNs ns) {
-      return figures.reclaim_ns.empty() ? "-" : format_ns(static_cast<double>(ns));
-    };
-    const TimeNs most = figures.reclaim_ns.empty()
-                            ? 0
-                            : *std::max_element(figures.reclaim_ns.begin(), figures.reclaim_ns.end());
-    table.add({std::string(to_string(row.setting.mode)), name_of(row.setting.rise),
-               format_bytes(row.setting.reserve_bytes), fmt::format("{:.0f}", figures.harvested_gib_hours),
-               fmt::format("{:.1f} %", percent_of_idle(figures)), format_count(figures.rises),
-               format_count(figures.failed_rises),
-               figures.failed_rises == 0
-                   ? fmt::format("< {:.2g}", unseen_per_owner_hour(plan))
-                   : fmt::format("{:.3g}", static_cast<double>(figures.failed_rises) / plan.owner_hours()),
-               format_count(figures.reclaim_ns.size()), time(reclaim.p50_ns), time(reclaim.p99_ns), time(most),
-               format_count(figures.late), format_bytes(figures.populated_bytes),
-               format_bytes(figures.spilled_bytes)});
-  }
+             plan.hours(), format_count(rows.front().figures.rises));
+  fmt::print("Of {} on a GPU they use {:.1f} GiB at the median, {:.1f} at p99; the cache takes the rest.\n\n",
+             format_bytes(plan.machine.devices[first].info.total_bytes), owners.used_gib_p50,
+             owners.used_gib_p99);
+  Table table({"mode", "rise", "reserve", "GiB-hours", "of idle", "failed", "per owner-hour", "reclaims",
+               "p50", "p99", "max", "late", "filled", "spilled"});
+  for (const Row& row : rows) table.add(cells_of(plan, row));
   fmt::print("{}\n", table.text());
-  fmt::print("at_once: a rise is one allocation. gradual: {} at a time, {}/s.\n",
+  fmt::print("at_once: a rise is one allocation. gradual: one of {} after another, {} a second.\n",
              format_bytes(options.rise_step_bytes), format_bytes(options.rise_bytes_per_s));
-  fmt::print("\"<\": none was seen; with 95 % confidence the odds are below that (3 in {:.6g} owner-hours).\n",
+  fmt::print("failed: rises in which an allocation did not fit because of the cache.\n");
+  fmt::print("<: none was seen in {:.6g} owner-hours; with 95 % confidence the odds are below that.\n",
              plan.owner_hours());
 }
 
@@ -383,12 +404,14 @@ void add_owner(CLI::App& bench, Action& chosen) {
             "How long a cooperative owner waits for its memory");
   add_name(*command, "--backing", options->backing,
            "Objects that host memory has too (external_host), or the peers alone (spill)");
-  add_name(*command, "--owner-trace", options->owner_trace, "Owners as recorded in a file")->type_name("FILE");
+  add_name(*command, "--owner-trace", options->owner_trace, "Owners as recorded in a file")
+      ->type_name("FILE");
   add_name(*command, "--write-owner-trace", options->write_owner_trace,
            "Write what the owners use to a file of the same format")
       ->type_name("FILE");
-  add_count(*command, "--seed", options->seed, {0, UINT32_MAX}, "Of the owners, and of when samples are taken");
-  command->add_flag("--quick", options->quick, "Two hours, two reserves: shows that it works")
+  add_count(*command, "--seed", options->seed, {0, UINT32_MAX},
+            "Of the owners, and of when samples are taken");
+  command->add_flag("--quick", options->quick, "One hour, two reserves: shows that it works")
       ->disable_flag_override();
   add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });

@@ -14,8 +14,8 @@ namespace harvest::cli::bench {
 namespace {
 
 constexpr double kGiBHourNs = static_cast<double>(1ULL << 30) * 3600e9;
-constexpr TimeNs kBusyPollNs = 1'000'000;     ///< while memory is on its way back, as a `Runner` polls
-constexpr TimeNs kSlowPollNs = 500'000'000;   ///< while nothing but the monitor's caution fades
+constexpr TimeNs kBusyPollNs = 1'000'000;    ///< while memory is on its way back, as a `Runner` polls
+constexpr TimeNs kSlowPollNs = 500'000'000;  ///< while nothing but the monitor's caution fades
 constexpr TimeNs kFillPatienceNs = 600'000'000'000;
 constexpr TimeNs kForcedPatienceNs = 60'000'000'000;
 constexpr TimeNs kSamplesToWatch = 3;
@@ -42,12 +42,12 @@ struct Owner {
 
 /// One run.
 ///
-/// Time jumps. While nothing changes, the cache is as large as it may be and each of its polls finds the device
-/// as the one before: so all of them but the last before the next event are left out. That one comes at a
-/// random point within one sampling interval before the event, as an event of an owner falls at random between
-/// two samples. From the event on the cache is polled on its schedule, until it has given back what it must
-/// and taken what it may; after that seldom, while the monitor's memory of the burst fades and more may be
-/// taken bit by bit; and when that is over too, time jumps again.
+/// Time jumps. While nothing changes, the cache is as large as it may be and each of its polls finds the
+/// device as the one before: so all of them but the last before the next event are left out. That one comes
+/// at a random point within one sampling interval before the event, as an event of an owner falls at random
+/// between two samples. From the event on the cache is polled on its schedule, until it has given back what
+/// it must and taken what it may; after that seldom, while the monitor's memory of the burst fades and more
+/// may be taken bit by bit; and when that is over too, time jumps again.
 class HarmRun {
  public:
   HarmRun(const Machine& machine, const OwnerTrace& trace, const HarmSetting& setting)
@@ -220,9 +220,9 @@ Status HarmRun::wait_until(TimeNs until_ns) {
 /// The same, with the allocations of rises that are under way.
 Status HarmRun::pass_time_until(TimeNs until_ns) {
   while (true) {
-    const auto next = std::min_element(
-        owners_.begin(), owners_.end(),
-        [](const Owner& a, const Owner& b) { return a.next_step_ns < b.next_step_ns; });
+    const auto next = std::min_element(owners_.begin(), owners_.end(), [](const Owner& a, const Owner& b) {
+      return a.next_step_ns < b.next_step_ns;
+    });
     if (next->next_step_ns >= until_ns) break;
     if (Status waited = wait_until(next->next_step_ns); !waited) return waited;
     if (Status allocated = allocate(*next); !allocated) return allocated;
@@ -298,9 +298,8 @@ Status HarmRun::force(Owner& owner, std::uint64_t bytes) {
   }
   count_time();
   if (backend_->tenant_allocate(owner.device, bytes)) return {};
-  return fail(ErrorCode::unavailable,
-              fmt::format("the owner of {} does not get {} within a minute", device_name(owner.device),
-                          format_bytes(bytes)));
+  return fail(ErrorCode::unavailable, fmt::format("the owner of {} does not get {} within a minute",
+                                                  device_name(owner.device), format_bytes(bytes)));
 }
 
 // --- the run --------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@
 
 #include "cli/owner_trace.hpp"
 
-/// Owners that live as a recording says, beside a cache that takes what they leave: what it harvests, and what
-/// that does to them. (The `Owner` of `bench reclaim`, which takes everything once, is another one.)
+/// Owners that live as a recording says, beside a cache that takes what they leave: what it harvests, and
+/// what that does to them. (The `Owner` of `bench reclaim`, which takes everything once, is another one.)
 namespace harvest::cli::bench {
 
 /// How an owner gets memory that the cache holds.
@@ -40,9 +40,9 @@ struct HarmFigures {
   double idle_gib_hours = 0;       ///< what the owners did not use
   double harvested_gib_hours = 0;  ///< of that, what the cache held
   std::uint64_t rises = 0;
-  std::uint64_t failed_rises = 0;   ///< in which an allocation failed because of the cache's memory
-  std::vector<TimeNs> reclaim_ns;   ///< how long the owner waited for each of its requests
-  std::uint64_t late = 0;           ///< of those, how many took longer than the deadline
+  std::uint64_t failed_rises = 0;  ///< in which an allocation failed because of the cache's memory
+  std::vector<TimeNs> reclaim_ns;  ///< how long the owner waited for each of its requests
+  std::uint64_t late = 0;          ///< of those, how many took longer than the deadline
   std::uint64_t monitor_reclaims = 0;
   std::uint64_t populated_bytes = 0;  ///< written to peers to fill room
   std::uint64_t spilled_bytes = 0;    ///< moved away because their memory was wanted back
