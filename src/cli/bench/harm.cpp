@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,6 +61,7 @@ struct Options {
   std::uint64_t deadline_ms = 1000;
   std::string backing = "external_host";
   std::uint64_t seed = 1;
+  bool every_poll = false;
   bool quick = false;
   bool json = false;
 };
@@ -128,7 +130,7 @@ Result<std::vector<HarmSetting>> make_settings(const Options& options) {
     for (const ReclaimMode mode : *modes)
       for (const std::uint64_t reserve : reserves)
         settings.push_back({mode, reserve, rise, static_cast<TimeNs>(options.deadline_ms) * 1'000'000,
-                            backings->front(), options.seed});
+                            backings->front(), options.seed, options.every_poll});
   return settings;
 }
 
@@ -218,9 +220,13 @@ double percent_of_idle(const HarmFigures& figures) {
   return figures.idle_gib_hours > 0 ? 100 * figures.harvested_gib_hours / figures.idle_gib_hours : 0;
 }
 
-/// With odds of 95 % there are no more than this, where none was seen: the rule of three.
-double unseen_per_owner_hour(const Plan& plan) {
-  return 3 / plan.owner_hours();
+/// What the odds are not above, with 95 % confidence, where `seen` failures were: 3 for none (the rule of
+/// three), else Byar's approximation of the Poisson distribution's bound, which is within a percent.
+double at_most_per_owner_hour(std::uint64_t seen, const Plan& plan) {
+  constexpr double kNormal95 = 1.645;
+  const double n = static_cast<double>(seen) + 1;
+  const double bound = n * std::pow(1 - 1 / (9 * n) + kNormal95 / (3 * std::sqrt(n)), 3);
+  return (seen == 0 ? 3 : bound) / plan.owner_hours();
 }
 
 TimeNs most_of(const std::vector<TimeNs>& times_ns) {
@@ -277,8 +283,7 @@ Json to_json(const Plan& plan, const Row& row) {
             {"rises", figures.rises},
             {"failed_rises", figures.failed_rises},
             {"failed_per_owner_hour", failed / plan.owner_hours()}};
-  json["failed_per_owner_hour_at_most"] =
-      figures.failed_rises == 0 ? Json(unseen_per_owner_hour(plan)) : Json();
+  json["failed_per_owner_hour_at_most"] = at_most_per_owner_hour(figures.failed_rises, plan);
   json["reclaims"] = figures.reclaim_ns.size();
   json["reclaim_ns_p50"] = asked ? Json(reclaim.p50_ns) : Json();
   json["reclaim_ns_p99"] = asked ? Json(reclaim.p99_ns) : Json();
@@ -323,7 +328,7 @@ std::vector<std::string> cells_of(const Plan& plan, const Row& row) {
           fmt::format("{:.0f}", figures.harvested_gib_hours),
           fmt::format("{:.1f} %", percent_of_idle(figures)),
           format_count(figures.failed_rises),
-          figures.failed_rises == 0 ? fmt::format("< {:.2g}", unseen_per_owner_hour(plan))
+          figures.failed_rises == 0 ? fmt::format("< {:.2g}", at_most_per_owner_hour(0, plan))
                                     : fmt::format("{:.3g}", odds),
           format_count(figures.reclaim_ns.size()),
           time(reclaim.p50_ns),
@@ -411,6 +416,10 @@ void add_owner(CLI::App& bench, Action& chosen) {
       ->type_name("FILE");
   add_count(*command, "--seed", options->seed, {0, UINT32_MAX},
             "Of the owners, and of when samples are taken");
+  command
+      ->add_flag("--every-poll", options->every_poll,
+                 "Leave out no poll while nothing changes: slow, and counts the same")
+      ->disable_flag_override();
   command->add_flag("--quick", options->quick, "One hour, two reserves: shows that it works")
       ->disable_flag_override();
   add_json(*command, options->json);

@@ -81,7 +81,8 @@ class HarmRun {
   std::unique_ptr<PeerCache> cache_;
   std::vector<Owner> owners_;
   TimeNs counted_ns_ = 0;    ///< up to here time is in the figures
-  TimeNs next_poll_ns_ = 0;  ///< kNever: nothing will change by itself
+  bool rests_ = false;       ///< nothing will change by itself
+  TimeNs next_poll_ns_ = 0;  ///< kNever while it rests
   TimeNs watched_until_ns_ = 0;
   TimeNs grows_again_ns_ = 0;
   std::uint64_t forced_ = 0;  ///< requests of ours, for owners whose allocation had failed
@@ -129,7 +130,7 @@ Status HarmRun::prepare() {
 Status HarmRun::fill() {
   const TimeNs patience_ns = backend_->now_ns() + kFillPatienceNs;
   watch();
-  while (next_poll_ns_ != kNever) {
+  while (!rests_) {
     if (backend_->now_ns() > patience_ns)
       return fail(ErrorCode::timed_out, "the cache does not come to rest on idle peers");
     backend_->sleep_until(next_poll_ns_);
@@ -199,6 +200,8 @@ Status HarmRun::work() {
   } else {
     next_poll_ns_ = kNever;
   }
+  rests_ = next_poll_ns_ == kNever;
+  if (setting_.every_poll) next_poll_ns_ = std::min(next_poll_ns_, now + pressure.sample_interval_ns);
   return {};
 }
 
