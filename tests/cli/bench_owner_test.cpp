@@ -261,6 +261,35 @@ TEST(BenchOwner, ADeadlineThatIsTooShortShowsLateReclaims) {
   EXPECT_GE(row.at("reclaim_ns_max"), 1e6);
 }
 
+TEST(BenchOwner, WhatComesAfterTheDeadlineIsLateToo) {
+  const TemporaryFolder folder;
+  const json result = bench_with_harm(
+      on_pair(burst_of(folder, "used.csv", 10),
+              {"--modes", "cooperative", "--rises", "at_once", "--reserves", "0", "--deadline-ms", "4"}));
+  const json& row = result.at("rows").at(0);
+  EXPECT_GT(row.at("reclaim_ns_max"), 4e6) << "the driver is not interrupted";
+  EXPECT_EQ(row.at("late"), 1);
+  EXPECT_EQ(row.at("failed_rises"), 0) << "but all is there";
+}
+
+/// 3 GiB at 512 GiB/s are 6 ms, and a sample comes every 5: it makes room in the middle, or too early or
+/// late.
+TEST(BenchOwner, SamplesFallAnywhereBeforeARise) {
+  const TemporaryFolder folder;
+  constexpr int kBursts = 60;
+  std::string rows = "time_s,device,used_bytes\n0,1,0\n";
+  for (int i = 1; i <= kBursts; ++i)
+    rows += std::to_string(i * 600) + ",1," + std::to_string(3 * kGiB) + "\n" + std::to_string(i * 600 + 60) +
+            ",1,0\n";
+  const json result = bench(
+      on_pair(folder.file("used.csv", rows), {"--modes", "watermark", "--rises", "gradual", "--reserves",
+                                              "2GiB", "--rise-rate", "512GiB", "--rise-step", "64MiB"}));
+  const json& row = result.at("rows").at(0);
+  EXPECT_EQ(row.at("rises"), kBursts);
+  EXPECT_GT(row.at("failed_rises"), 5);
+  EXPECT_LT(row.at("failed_rises"), kBursts - 5);
+}
+
 TEST(BenchOwner, SoleCopiesAreMovedBeforeTheirMemoryGoesBack) {
   const TemporaryFolder folder;
   const json result =

@@ -83,6 +83,7 @@ class HarmRun {
   TimeNs counted_ns_ = 0;    ///< up to here time is in the figures
   bool rests_ = false;       ///< nothing will change by itself
   TimeNs next_poll_ns_ = 0;  ///< kNever while it rests
+  TimeNs polled_ns_ = 0;
   TimeNs watched_until_ns_ = 0;
   TimeNs grows_again_ns_ = 0;
   std::uint64_t forced_ = 0;  ///< requests of ours, for owners whose allocation had failed
@@ -161,18 +162,19 @@ void HarmRun::sleep_until(TimeNs until_ns) {
   count_time();
 }
 
-/// An owner did something: the monitor has to see it.
+/// An owner did something: the monitor has to see it, when its next sample is due.
 void HarmRun::watch() {
   const PressureConfig& pressure = cache_->config().pressure;
   const TimeNs now = backend_->now_ns();
   watched_until_ns_ = now + kSamplesToWatch * pressure.sample_interval_ns;
   grows_again_ns_ = watched_until_ns_ + pressure.regrow_delay_ns;
-  next_poll_ns_ = now + pressure.sample_interval_ns;
+  next_poll_ns_ = std::min(next_poll_ns_, std::max(now, polled_ns_ + pressure.sample_interval_ns));
 }
 
 /// A poll, the consumer's wishes, and when the next one is due.
 Status HarmRun::work() {
   cache_->poll();
+  polled_ns_ = backend_->now_ns();
   CacheStats stats = cache_->stats();
   const auto busy = consumer_->want_more(*cache_, stats);
   if (!busy) return tl::unexpected(busy.error());
@@ -207,11 +209,14 @@ Status HarmRun::work() {
 
 /// Lets time pass until something of an owner happens at `until_ns`.
 Status HarmRun::wait_until(TimeNs until_ns) {
-  const auto interval = static_cast<std::uint64_t>(cache_->config().pressure.sample_interval_ns);
-  const TimeNs last_sample_ns = until_ns - static_cast<TimeNs>(random_() % interval);
+  const TimeNs interval_ns = cache_->config().pressure.sample_interval_ns;
+  const TimeNs last_sample_ns =
+      until_ns - static_cast<TimeNs>(random_() % static_cast<std::uint64_t>(interval_ns));
   while (backend_->now_ns() < until_ns) {
     TimeNs next = std::min(next_poll_ns_, until_ns);
-    if (backend_->now_ns() < last_sample_ns) next = std::min(next, last_sample_ns);
+    const TimeNs now = backend_->now_ns();
+    const bool leaves_polls_out = next_poll_ns_ > now + interval_ns;
+    if (leaves_polls_out && now < last_sample_ns) next = std::min(next, last_sample_ns);
     sleep_until(next);
     if (backend_->now_ns() >= until_ns) break;
     if (Status worked = work(); !worked) return worked;
