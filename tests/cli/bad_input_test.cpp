@@ -22,7 +22,7 @@ using ::testing::HasSubstr;
 constexpr const char* kTables[] = {
     "`harvest`",      "`harvest topo`",  "`harvest policy`",         "`harvest replay`",
     "`harvest demo`", "`harvest bench`", "`harvest bench calibrate`"};
-const std::vector<std::string> kBenchmarks{"link", "fetch", "reclaim", "memory", "lookup"};
+const std::vector<std::string> kBenchmarks{"link", "fetch", "reclaim", "owner", "memory", "lookup"};
 
 std::string replaced(std::string text, const std::string& what, const std::string& by) {
   for (auto at = text.find(what); at != std::string::npos; at = text.find(what, at + by.size()))
