@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what `harvest bench link --json` and `harvest bench reclaim --json` measured.
+"""Draws what `harvest bench link`, `owner` and `reclaim` answer with `--json`.
 
     harvest bench link --system dgx-h100 --json > link.json
     python3 benchmarks/plot.py link.json
 
-Each FILE.json becomes FILE.png, bandwidth against size or reclaim time against bytes. Needs matplotlib
-(python3-matplotlib on Debian and Ubuntu).
+Each FILE.json becomes FILE.png: bandwidth against size, harvested memory against harm, or reclaim time against
+bytes. Needs matplotlib (python3-matplotlib on Debian and Ubuntu).
 """
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 
@@ -40,9 +41,8 @@ def read(path):
         raise BadInput(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
-    known = sorted(DRAWERS)
-    if not isinstance(result, dict) or result.get("benchmark") not in known:
-        raise BadInput(f"{path}: not the JSON of harvest bench {' or '.join(known)}")
+    if not isinstance(result, dict) or result.get("benchmark") not in DRAWERS:
+        raise BadInput(f"{path}: not the JSON of harvest bench {' or '.join(sorted(DRAWERS))}")
     if not result.get("rows"):
         raise BadInput(f"{path}: no rows to draw")
     return result
@@ -123,7 +123,42 @@ def draw_reclaim(result, axes):
     axes.set_title(title_of(result, "From an owner's request to its memory"))
 
 
-DRAWERS = {"link": draw_link, "reclaim": draw_reclaim}
+def draw_owner(result, axes):
+    lines = {}
+    for row in result["rows"]:
+        lines.setdefault((row["mode"], row["rise"]), []).append(row)
+    named = set()  # lines come close where nobody was harmed: one name of a reserve is enough there
+    for index, ((mode, rise), rows) in enumerate(sorted(lines.items())):
+        rows.sort(key=lambda row: row["reserve_bytes"])
+        name = f"{mode}, rises {rise.replace('_', ' ')}"
+        style = {"marker": "osv^"[index % 4], "edgecolor": f"C{index}"}
+        axes.plot(
+            [row["failed_per_owner_hour_at_most"] for row in rows],
+            [row["percent_of_idle"] for row in rows],
+            linewidth=1,
+            alpha=0.4,
+            color=f"C{index}",
+        )
+        for row in rows:
+            x, y = row["failed_per_owner_hour_at_most"], row["percent_of_idle"]
+            unseen = row["failed_rises"] == 0
+            label = f"{name}: none failed" if unseen else name
+            axes.scatter(x, y, label=label, facecolor="none" if unseen else f"C{index}", **style)
+            place = (round(math.log(x), 1), row["reserve_bytes"])
+            if place not in named:
+                named.add(place)
+                reserve = size_name(row["reserve_bytes"])
+                axes.annotate(reserve, (x, y), xytext=(6, -3), textcoords="offset points", fontsize="x-small")
+    axes.set_xscale("log")
+    axes.grid(True, which="major", alpha=0.3)
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("rises that fail because of the cache, per owner-hour: at most, with 95 % confidence")
+    axes.set_ylabel("harvested, % of idle memory")
+    hours = result["owners"]["owner_hours"]
+    axes.set_title(title_of(result, f"What harvesting does to owners, {hours:g} owner-hours, by reserve"))
+
+
+DRAWERS = {"link": draw_link, "owner": draw_owner, "reclaim": draw_reclaim}
 
 
 def draw(result, path):
@@ -134,7 +169,9 @@ def draw(result, path):
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
     DRAWERS[result["benchmark"]](result, axes)
-    axes.legend(fontsize="small")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles))  # each name once
+    axes.legend(unique.values(), unique.keys(), fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -4,28 +4,32 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <system_error>
 
 namespace harvest {
 
-Result<std::string> read_text_file(const std::string& path, std::string_view what) {
+Result<std::string> read_text_file(const std::string& path, std::string_view what, std::uint64_t most_bytes) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored))  // opens, and cannot be read
     return fail(ErrorCode::not_found, fmt::format("'{}' is a folder, not a {}", path, what));
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::string text;
   std::array<char, 1U << 16U> chunk;
-  while (file && text.size() <= kMostTextFileBytes) {
+  while (file && text.size() <= most_bytes) {
     file.read(chunk.data(), chunk.size());
     text.append(chunk.data(), static_cast<std::size_t>(file.gcount()));
   }
-  if (!file.is_open() || file.bad())
-    return fail(ErrorCode::not_found, fmt::format("cannot read {} '{}'", what, path));
-  if (text.size() > kMostTextFileBytes)
+  if (!file.is_open() || file.bad()) {
+    const std::error_code why(errno == 0 ? EIO : errno, std::generic_category());
+    return fail(ErrorCode::not_found, fmt::format("cannot read {} '{}': {}", what, path, why.message()));
+  }
+  if (text.size() > most_bytes)
     return fail(ErrorCode::malformed,
-                fmt::format("{}: longer than {} bytes, the limit of a {}", path, kMostTextFileBytes, what));
+                fmt::format("{}: longer than {} bytes, the limit of a {}", path, most_bytes, what));
   return text;
 }
 

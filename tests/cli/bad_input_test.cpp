@@ -20,8 +20,9 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr const char* kTables[] = {
-    "`harvest`",      "`harvest topo`",  "`harvest policy`",         "`harvest replay`",
-    "`harvest demo`", "`harvest bench`", "`harvest bench calibrate`"};
+    "`harvest`",      "`harvest topo`",  "`harvest policy`",      "`harvest replay`",
+    "`harvest demo`", "`harvest bench`", "`harvest bench owner`", "`harvest bench calibrate`"};
+/// Those that measure a machine.
 const std::vector<std::string> kBenchmarks{"link", "fetch", "reclaim", "memory", "lookup"};
 
 std::string replaced(std::string text, const std::string& what, const std::string& by) {
@@ -132,7 +133,7 @@ std::set<std::string> options_of(const std::string& command) {
 }
 
 TEST(BadInputTables, NameEveryOption) {
-  std::vector<std::string> commands{"topo", "policy", "replay", "demo", "bench calibrate"};
+  std::vector<std::string> commands{"topo", "policy", "replay", "demo", "bench owner", "bench calibrate"};
   for (const std::string& name : kBenchmarks) commands.push_back("bench " + name);
   std::vector<std::string> lines;
   for (const char* table : kTables)

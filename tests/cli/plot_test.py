@@ -48,6 +48,14 @@ class Plot(unittest.TestCase):
         self.assertEqual(ran.stdout.strip(), str(other / "link.png"))
         self.assert_drawn(other / "link.png")
 
+    def test_draws_harvest_against_harm(self):
+        path = self.folder / "owner.json"
+        command = [PROGRAM, "bench", "owner", "--quick", "--json"]
+        path.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        ran = self.plot(path)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assert_drawn(self.folder / "owner.png")
+
     def test_the_title_says_what_the_figures_are(self):
         import runpy
 
@@ -72,9 +80,10 @@ class Plot(unittest.TestCase):
     def test_says_what_is_wrong_with_a_file(self):
         self.refuse("none.json", None, "No such file")
         self.refuse("words.json", "hello", "not JSON")
-        self.refuse("list.json", "[1]", "harvest bench link or reclaim")
-        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "harvest bench link or reclaim")
+        self.refuse("list.json", "[1]", "harvest bench link or owner or reclaim")
+        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "harvest bench link or owner or reclaim")
         self.refuse("empty.json", '{"benchmark": "link", "rows": []}', "no rows")
+        self.refuse("owner.json", '{"benchmark": "owner", "rows": [{"mode": "x"}]}', "'rise'")
         self.refuse("short.json", '{"benchmark": "link", "rows": [{"from": 0}]}', "'to'")
         ran = self.plot(self.measure("link"), "--out", self.folder / "nowhere")
         self.assertEqual(ran.returncode, 2)

@@ -13,12 +13,12 @@ class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15ULL + 0x1234567) {}
 
-  std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9E3779B97F4A7C15ULL);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
-    return z ^ (z >> 31);
-  }
+  /// One of many generators of a seed. (Those of the other constructor, of seeds that follow each other, give
+  /// the same sequence from one number on.)
+  Random(std::uint64_t seed, std::uint64_t number)
+      : state_(mix(mix(seed) ^ (number * 0xD1B54A32D192ED03ULL))) {}
+
+  std::uint64_t next() { return mix(state_ += 0x9E3779B97F4A7C15ULL); }
   /// 0 .. limit-1
   std::uint64_t below(std::uint64_t limit) { return next() % limit; }
   /// first .. last
@@ -42,6 +42,12 @@ class Random {
   }
 
  private:
+  static std::uint64_t mix(std::uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+    return z ^ (z >> 31);
+  }
+
   std::uint64_t state_;
 };
 

@@ -83,7 +83,7 @@ void Life::observe(std::uint64_t value) {
 }
 
 void Life::step(std::uint32_t number) {
-  Random draw(case_.seed * 0x9E3779B97F4A7C15ULL + number);
+  Random draw(case_.seed, 1000 + static_cast<std::uint64_t>(number));
   const auto operation = static_cast<Operation>(draw.weighted(plan_.weights));
   step(operation, draw.next());
 }

@@ -185,16 +185,23 @@ void Life::disturb_put() {
   const std::uint64_t key = random_key();
   const StreamId stream = random_stream().id;
   std::vector<Lease> local;  // what is leased cannot make room, so that the put goes to a peer
-  for (std::uint64_t other = 1; other <= plan_.keys; ++other)
+  const bool leases = random_.chance(0.5);
+  for (std::uint64_t other = 1; leases && other <= plan_.keys; ++other)
     if (Lease lease = cache_->acquire(other, stream); lease.tier() == Tier::local)
       local.push_back(std::move(lease));
   static_cast<void>(simulated_->submit_kernel(stream, static_cast<TimeNs>(random_.below(1'000'000))));
+  FaultPlan one_fails =
+      planned_;  // the upload, the host's copy, the faster copy, or what is copied on from those
+  one_fails.fail_copy.at = random_.between(1, 4);
+  const bool fails = plan_.faults.has(Fault::fail_copy) && !case_.nth && random_.chance(0.5);
+  if (fails) simulated_->set_faults(one_fails);
   put_key_from_gpu(key);
   local.clear();
   if (random_.chance(0.8)) {
     const Key keys[] = {key};
-    observe(cache_->prefetch(keys, Tier::local));
+    observe(cache_->prefetch(keys, random_.chance(0.5) ? Tier::local : Tier::peer));
   }
+  if (fails) simulated_->set_faults(planned_);
   const auto peer = random_peer();
   const DeviceId end = peer && random_.chance(0.5) ? *peer : kHost;
   const bool breaks = plan_.faults.has(Fault::break_link) && random_.chance(0.7) &&

@@ -44,7 +44,7 @@ Machine draw_machine(Random& random, std::uint32_t gpus) {
     MachineDevice device;
     device.info = {static_cast<DeviceId>(i),
                    "simulated GPU",
-                   i == 0 ? 64 * kMiB : random.between(4, 24) * kMiB,
+                   i == 0 ? 64 * kMiB : random.between(6, 24) * kMiB,
                    granularity,
                    engines,
                    -1};
@@ -175,7 +175,7 @@ std::vector<Fault> Faults::list() const {
 
 /// Each part is drawn from a generator of its own, so that narrowing one down leaves the others as they are.
 Plan draw_plan(const Case& life) {
-  const auto part = [&](std::uint64_t number) { return Random(life.seed * 31 + number); };
+  const auto part = [&](std::uint64_t number) { return Random(life.seed, number); };
   Plan plan;
   Random shape = part(1);
   const auto gpus = static_cast<std::uint32_t>(shape.between(2, 5));

@@ -79,6 +79,7 @@ constexpr const char* kTeaching =
     "  harvest bench link                          every pair, and the host both ways\n"
     "  harvest bench fetch --loopback              through the cache, beside the naive loop\n"
     "  harvest bench reclaim --system dgx-h100     how long an owner waits for its memory\n"
+    "  harvest bench owner                         what days of harvesting do to owners (simulated)\n"
     "\n"
     "Example:\n"
     "  harvest bench link --system 2xh100-nvl --max-bytes 16MiB\n"
@@ -94,6 +95,7 @@ void add_bench(CLI::App& app, Action& chosen) {
   bench::add_link(*command, chosen);
   bench::add_fetch(*command, chosen);
   bench::add_reclaim(*command, chosen);
+  bench::add_owner(*command, chosen);
   bench::add_memory(*command, chosen);
   bench::add_lookup(*command, chosen);
   bench::add_calibrate(*command, chosen);
@@ -101,7 +103,7 @@ void add_bench(CLI::App& app, Action& chosen) {
     if (command->get_subcommands().empty())
       chosen = [] {
         return complain(Exit::bad_input, "bench",
-                        "a benchmark is missing: link, fetch, reclaim, memory, lookup or calibrate "
+                        "a benchmark is missing: link, fetch, reclaim, owner, memory, lookup or calibrate "
                         "(see harvest bench --help)");
       };
   });

@@ -37,6 +37,7 @@ void add_sizes(CLI::App& command, const std::string& name, std::vector<std::uint
 void add_link(CLI::App& bench, Action& chosen);
 void add_fetch(CLI::App& bench, Action& chosen);
 void add_reclaim(CLI::App& bench, Action& chosen);
+void add_owner(CLI::App& bench, Action& chosen);
 void add_memory(CLI::App& bench, Action& chosen);
 void add_lookup(CLI::App& bench, Action& chosen);
 void add_calibrate(CLI::App& bench, Action& chosen);

@@ -10,7 +10,6 @@
 #include "cli/bench/resources.hpp"
 
 namespace harvest::cli::bench {
-namespace {
 
 std::string simulated_names() {
   std::string names;
@@ -18,8 +17,6 @@ std::string simulated_names() {
     names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
   return names;
 }
-
-}  // namespace
 
 Result<MeasuredMachine> MeasuredMachine::open(const MachineChoice& choice, SimulatedBytes bytes,
                                               const CudaOptions& cuda) {
@@ -57,14 +54,14 @@ std::string MeasuredMachine::title(const std::string& what) const {
   return fmt::format("{} of {}", what, name());
 }
 
-Json MeasuredMachine::header(const std::string& benchmark) const {
-  const BackendInfo& info = backend().info();
+Json header_of(const Backend& backend, bool loopback, const std::string& benchmark) {
+  const BackendInfo& info = backend.info();
   Json json{{"benchmark", benchmark},      {"version", HARVEST_VERSION},
-            {"simulated", info.simulated}, {"loopback", is_loopback()},
+            {"simulated", info.simulated}, {"loopback", loopback},
             {"backend", info.name},        {"system", info.system},
             {"driver", info.driver},       {"clock", info.virtual_time ? "virtual" : "host"}};
   json["devices"] = Json::array();
-  for (const DeviceInfo& device : backend().devices())
+  for (const DeviceInfo& device : backend.devices())
     json["devices"].push_back({{"id", device.id},
                                {"name", device.name},
                                {"total_bytes", device.total_bytes},

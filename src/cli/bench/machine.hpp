@@ -22,6 +22,12 @@ struct MachineChoice {
   bool loopback = false;
 };
 
+/// The fields that every benchmark's JSON begins with.
+[[nodiscard]] Json header_of(const Backend& backend, bool loopback, const std::string& benchmark);
+
+/// "dgx-h100, ...": the presets.
+[[nodiscard]] std::string simulated_names();
+
 class MeasuredMachine {
  public:
   /// Errors: as `load_machine` and `make_cuda_backend`, with what to do instead.
@@ -40,8 +46,10 @@ class MeasuredMachine {
   [[nodiscard]] std::string name() const;
   /// "Bandwidth of dgx-h100 (SIMULATED)"
   [[nodiscard]] std::string title(const std::string& what) const;
-  /// The fields that every benchmark's JSON begins with.
-  [[nodiscard]] Json header(const std::string& benchmark) const;
+  /// See `header_of`.
+  [[nodiscard]] Json header(const std::string& benchmark) const {
+    return header_of(backend(), is_loopback(), benchmark);
+  }
   /// The peer that serves `consumer` fastest. Errors: not_found, with what to do.
   [[nodiscard]] Result<DeviceId> best_peer(DeviceId consumer) const;
 
