@@ -33,6 +33,14 @@ struct Trace {
 inline constexpr std::uint64_t kMooncakeBlockTokens = 512;
 inline constexpr TimeNs kMooncakeStepNs = 3'000'000'000;
 
+/// What is read at most, so that a file that has no end, or unpacks to far more than it is, does no harm. A
+/// trace takes at most about 4 bytes of memory for each of its text, and its longest line about 30 while it
+/// is read.
+struct TraceLimits {
+  std::uint64_t line_bytes = 16ULL << 20;  ///< of one request: more than a million blocks
+  std::uint64_t text_bytes = 1ULL << 30;   ///< of the whole file, unpacked
+};
+
 /// Reads a trace in the format that the Mooncake project publishes (FAST 2025): one JSON object a line,
 ///
 ///     {"timestamp": 3000, "input_length": 900, "output_length": 52, "hash_ids": [46, 47]}
@@ -40,9 +48,9 @@ inline constexpr TimeNs kMooncakeStepNs = 3'000'000'000;
 /// with the time in ms, lengths in tokens and one id for each block of 512 prompt tokens. Times do not go
 /// backwards. Other fields and blank lines are ignored. The file may be gzipped, whatever its name.
 /// Errors: not_found (a folder, or the file cannot be opened), malformed (`file:line: what`: not JSON, a
-/// field missing or of another type or negative, time going backwards; or a file without requests, a line of
-/// more than 64 MiB, a truncated or damaged gzip). Cost: about 10 ms for 1,000 requests of 24 blocks.
-[[nodiscard]] Result<Trace> read_mooncake_trace(const std::string& path);
+/// field missing or of another type or negative, time going backwards, a line or a file beyond `limits`; or a
+/// file without requests, a truncated or damaged gzip). Cost: about 10 ms for 1,000 requests of 24 blocks.
+[[nodiscard]] Result<Trace> read_mooncake_trace(const std::string& path, const TraceLimits& limits = {});
 
 /// Spreads requests that carry the same time evenly over the step which begins with it, in order, so that a
 /// coarse clock does not turn traffic into bursts. Nothing moves past the next time in the trace.

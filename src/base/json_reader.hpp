@@ -19,14 +19,27 @@
 /// Reading of JSON that people write: what is wrong comes back with its place, its value and what it must be.
 namespace harvest {
 
-using Json = nlohmann::ordered_json;
+/// Not the kind that keeps the order of fields: its look-up is linear, and what is read may have many.
+using Json = nlohmann::json;
 
-/// The library's own exception ends here and becomes a value.
+/// Whole if it is short, else its beginning: a message is a sentence.
+inline std::string abridged(std::string_view text, std::size_t most_bytes = 60) {
+  if (text.size() <= most_bytes) return std::string(text);
+  std::size_t end = most_bytes - 3;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;  // within a character
+  return fmt::format("{}...", text.substr(0, end));
+}
+
+/// The library's own exceptions end here and become a value.
 inline Result<Json> parse_json(std::string_view text) {
   try {
     return Json::parse(text, nullptr, /*allow_exceptions=*/true, /*ignore_comments=*/true);
   } catch (const Json::exception& error) {  // a parse_error, or out_of_range for a number like 1e999
-    return fail(ErrorCode::malformed, fmt::format("not JSON: {}", error.what()));
+    // Its sentence begins with its own code, and may show what was read last, however long that is.
+    std::string_view what = error.what();
+    what.remove_prefix(std::min(what.find("] ") + 2, what.size()));
+    return fail(ErrorCode::malformed,
+                fmt::format("not JSON: {}", abridged(what.substr(0, what.find("; last read: ")), 200)));
   }
 }
 
@@ -44,8 +57,8 @@ class ObjectReader {
     if (!status_) return;
     for (const auto& [key, value] : json_.items())
       if (std::find(fields.begin(), fields.end(), key) == fields.end()) {
-        status_ = fail(ErrorCode::malformed,
-                       fmt::format("unknown field {}; known are {}", at(key), fmt::join(fields, ", ")));
+        status_ = fail(ErrorCode::malformed, fmt::format("unknown field {}; known are {}", at(abridged(key)),
+                                                         fmt::join(fields, ", ")));
         return;
       }
   }
@@ -87,7 +100,7 @@ class ObjectReader {
       return;
     }
     status_ = fail(ErrorCode::malformed,
-                   fmt::format("{} is '{}'; known are {}", at(name), text, fmt::join(known, ", ")));
+                   fmt::format("{} is '{}'; known are {}", at(name), abridged(text), fmt::join(known, ", ")));
   }
   void read(std::string_view name, std::vector<std::uint32_t>& out) {
     each(name, [&](const Json& value, const std::string& path) {
@@ -120,10 +133,16 @@ class ObjectReader {
 
  private:
   void complain(const std::string& path, const Json& value, std::string_view wanted) {
-    std::string shown = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-    if (shown.size() > 60) shown = shown.substr(0, 57) + "...";
-    status_ = fail(ErrorCode::malformed, fmt::format("{} is {}, it must be {}",
-                                                     path.empty() ? "the document" : path, shown, wanted));
+    status_ = fail(
+        ErrorCode::malformed,
+        fmt::format("{} is {}, it must be {}", path.empty() ? "the document" : path, shown(value), wanted));
+  }
+  /// The library writes JSON recursively: what is nested deeply would not fit on the stack.
+  static std::string shown(const Json& value) {
+    const auto is_structured = [](const Json& part) { return part.is_structured(); };
+    if (value.is_structured() && std::any_of(value.begin(), value.end(), is_structured))
+      return fmt::format("a JSON {}", value.type_name());
+    return abridged(value.dump(-1, ' ', false, Json::error_handler_t::replace));
   }
   bool check(std::string_view name, const Json& value, bool good, std::string_view wanted) {
     if (!good) complain(at(name), value, wanted);

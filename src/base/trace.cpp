@@ -23,12 +23,13 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::uint64_t kNsPerMs = 1'000'000;
-constexpr std::size_t kLongestLineBytes = 64U << 20U;  // of millions of blocks; a trace has thousands
 constexpr std::uint64_t kMaxMs = static_cast<std::uint64_t>(kNever) / kNsPerMs;
 
 /// Lines of a file, plain or gzipped.
 class LineReader {
  public:
+  explicit LineReader(const TraceLimits& limits) : limits_(limits) {}
+
   [[nodiscard]] Status open(const std::string& path) {
     std::error_code ignored;
     if (std::filesystem::is_directory(path, ignored))  // opens, and fails when it is read
@@ -51,8 +52,8 @@ class LineReader {
     while (true) {
       const auto end = rest_.find('\n');
       line += rest_.substr(0, end);
-      if (line.size() > kLongestLineBytes)
-        return malformed(fmt::format("a line of more than {} bytes", kLongestLineBytes));
+      if (line.size() > limits_.line_bytes)
+        return malformed(fmt::format("the line is longer than the limit of {} bytes", limits_.line_bytes));
       if (end != std::string_view::npos) {
         rest_.remove_prefix(end + 1);
         return true;
@@ -78,6 +79,9 @@ class LineReader {
     const int count = gzread(file_.get(), chunk_.data(), static_cast<unsigned>(chunk_.size()));
     const int system_error = errno;
     rest_ = {chunk_.data(), static_cast<std::size_t>(std::max(count, 0))};
+    text_bytes_ += rest_.size();
+    if (text_bytes_ > limits_.text_bytes)
+      return malformed(fmt::format("the file has more text than the limit of {} bytes", limits_.text_bytes));
     if (count > 0) return true;
     int code = Z_OK;
     const std::string_view what = gzerror(file_.get(), &code);
@@ -87,11 +91,13 @@ class LineReader {
     return malformed(fmt::format("the gzip data is damaged: {}", what));
   }
 
+  TraceLimits limits_;
   std::unique_ptr<gzFile_s, Close> file_;
   std::string path_;
   std::array<char, 1U << 16U> chunk_{};
   std::string_view rest_;
   std::size_t number_ = 0;
+  std::uint64_t text_bytes_ = 0;
 };
 
 /// Collects the first thing that is wrong with one line's fields.
@@ -162,7 +168,7 @@ tl::expected<TraceRequest, std::string> parse_request(const std::string& line) {
     // The library's sentence begins with its own code and a line that is always 1.
     return tl::unexpected(fmt::format("not JSON, at or before column {} of {}", error.byte, line.size()));
   } catch (const Json::out_of_range&) {
-    return tl::unexpected(std::string("not JSON: a number that is too large to be one"));
+    return tl::unexpected(std::string("a number is beyond the range of floating point"));
   }
   if (!object.is_object()) {
     return tl::unexpected(fmt::format("a JSON {}, not an object", object.type_name()));
@@ -179,8 +185,8 @@ tl::expected<TraceRequest, std::string> parse_request(const std::string& line) {
 
 }  // namespace
 
-Result<Trace> read_mooncake_trace(const std::string& path) {
-  LineReader reader;
+Result<Trace> read_mooncake_trace(const std::string& path, const TraceLimits& limits) {
+  LineReader reader(limits);
   if (auto opened = reader.open(path); !opened) return tl::unexpected(opened.error());
   Trace trace;
   std::string line;

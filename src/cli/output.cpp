@@ -85,7 +85,7 @@ Progress::~Progress() {
 }
 
 void print_json(const Json& json) {
-  fmt::print("{}\n", json.dump(2));
+  fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
 }
 
 Exit complain(Exit exit, std::string_view command, std::string_view message) {

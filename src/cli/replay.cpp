@@ -32,6 +32,10 @@ constexpr const char* kTeaching =
     "It answers 1 if a byte was wrong, an object was lost or an owner did not get its memory.";
 
 constexpr std::uint64_t kMostRequests = 1ULL << 31;
+/// Of virtual time, each minute of which takes a moment even if nothing comes. Times that count from 1970 and
+/// not from the trace's begin are beyond it.
+constexpr TimeNs kHourNs = 3'600'000'000'000;
+constexpr TimeNs kMostHours = 7 * 24;
 
 struct Options {
   TraceOptions trace;
@@ -116,6 +120,11 @@ Result<Workload> read_workload(const Options& options) {
   auto trace = read_trace(options.trace);
   if (!trace) return tl::unexpected(trace.error());
   if (options.requests < trace->requests.size()) trace->requests.resize(options.requests);
+  if (const TimeNs last_ns = trace->requests.back().arrival_ns; last_ns > kMostHours * kHourNs)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("--trace: the last request comes {} hours after the begin, the limit is {}; see "
+                            "--requests",
+                            last_ns / kHourNs, kMostHours));
   spread_arrivals(*trace);
 
   Workload workload;

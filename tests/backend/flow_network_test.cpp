@@ -37,6 +37,17 @@ TEST(FlowNetwork, WhatOneCannotUseGoesToOthers) {
   EXPECT_DOUBLE_EQ(network.rate_bytes_per_s(on_second), 20e9);
 }
 
+/// A byte a second, the least that a flow gets.
+TEST(FlowNetwork, WhatOutlastsTheClockNeverEnds) {
+  FlowNetwork network({1e-300});
+  const Ports port{0};
+  const auto flow = network.add(1000, 9e9, kUnlimited, port);
+  EXPECT_NEAR(static_cast<double>(network.next_end_ns()), 9e18, 1e6);
+  network.remove(1000, flow);
+  network.add(1000, 0x1p46, kUnlimited, port);
+  EXPECT_EQ(network.next_end_ns(), kNever);
+}
+
 TEST(FlowNetwork, ACappedFlowLeavesItsShare) {
   FlowNetwork network({30e9});
   const Ports port{0};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -13,6 +14,9 @@
 
 namespace harvest::test {
 namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
 
 constexpr std::uint64_t kGiB = std::uint64_t{1} << 30;
 
@@ -126,6 +130,13 @@ TEST(MachineFile, IsRead) {
   std::filesystem::remove(path);
 }
 
+TEST(MachineFile, WithoutAnEndIsRefused) {
+  const Result<Machine> machine = load_machine("/dev/zero");
+  ASSERT_FALSE(machine);
+  EXPECT_EQ(machine.error().code, ErrorCode::malformed);
+  EXPECT_THAT(machine.error().message, AllOf(HasSubstr("/dev/zero"), HasSubstr("16777216")));
+}
+
 /// The file that docs/simulation.md shows is one.
 TEST(MachineFile, OfTheDocumentationIsRead) {
   std::ifstream page(std::filesystem::path(HARVEST_SOURCE_DIR) / "docs" / "simulation.md");
@@ -139,6 +150,38 @@ TEST(MachineFile, OfTheDocumentationIsRead) {
   ASSERT_TRUE(machine) << machine.error().message;
   EXPECT_EQ(machine->name, "two-gpus");
   EXPECT_EQ(machine->find_link(0, 1)->ports, (std::vector<std::uint32_t>{1, 2}));
+}
+
+/// Whatever is in the text, the message is a sentence about it.
+TEST(MachineJson, ErrorsStayShort) {
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  const std::string letters(1'000'000, 'x');
+  std::string accents;
+  for (int i = 0; i < 1000; ++i) accents += "\xc3\xa9";
+  const std::pair<std::string, std::string> cases[] = {
+      {"{\"name\": " + deep + "}", "name is a JSON array, it must be a string"},
+      {"{\"devices\": {\"a\": " + deep + "}, \"name\": \"\"}",
+       "devices is a JSON object, it must be an array"},
+      {"{\"" + letters + "\": 1}", "unknown field xxx"},
+      {"{\"name\": \"" + letters, "not JSON"},
+      {"{\"devices\": \"" + accents + "\", \"name\": \"\"}", "\xc3\xa9..., it must be an array"},
+  };
+  for (const auto& [text, what] : cases) {
+    const Result<Machine> machine = machine_from_json(text);
+    ASSERT_FALSE(machine) << what;
+    EXPECT_EQ(machine.error().code, ErrorCode::malformed) << what;
+    EXPECT_THAT(machine.error().message, HasSubstr(what));
+    EXPECT_LT(machine.error().message.size(), 500U) << what;
+  }
+}
+
+/// Time that grew with the square of the number of fields would be minutes here.
+TEST(MachineJson, MayHaveManyUnknownFields) {
+  std::string text = R"({"name": {)";
+  for (int i = 0; i < 300'000; ++i) text += fmt::format(R"("{}": 0, )", i);
+  const Result<Machine> machine = machine_from_json(text + R"("last": 0}})");
+  ASSERT_FALSE(machine);
+  EXPECT_THAT(machine.error().message, HasSubstr("name is {"));
 }
 
 }  // namespace

@@ -88,6 +88,33 @@ TEST_F(TraceFile, MayHaveLinesOfAnyLength) {
   EXPECT_EQ(trace->requests[1].block_ids.back(), 99'999U);
 }
 
+TEST_F(TraceFile, BeyondTheLimitsIsMalformed) {
+  const std::string two(kTwoRequests);
+  const std::size_t longest = two.size() - two.find('\n') - 2;
+  for (const std::string& content : {two, gzipped(two)}) {
+    const std::string file = write("trace", content);
+    EXPECT_TRUE(read_mooncake_trace(file, {.line_bytes = longest, .text_bytes = two.size()}));
+    const auto long_line = read_mooncake_trace(file, {.line_bytes = longest - 1});
+    ASSERT_FALSE(long_line);
+    EXPECT_THAT(long_line.error().message,
+                HasSubstr("trace:2: the line is longer than the limit of " + std::to_string(longest - 1)));
+    const auto long_text = read_mooncake_trace(file, {.text_bytes = two.size() - 1});
+    ASSERT_FALSE(long_text);
+    EXPECT_EQ(long_text.error().code, ErrorCode::malformed);
+    EXPECT_THAT(long_text.error().message,
+                HasSubstr("more text than the limit of " + std::to_string(two.size() - 1)));
+  }
+}
+
+/// The library that parses JSON writes it recursively, and a message shows what is wrong.
+TEST_F(TraceFile, MayBeNestedHoweverDeeply) {
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  EXPECT_THAT(
+      complaint(R"({"timestamp": )" + deep + R"(, "input_length": 1, "output_length": 1, "hash_ids": []})"),
+      HasSubstr("'timestamp' has a JSON array"));
+  EXPECT_THAT(complaint(deep), HasSubstr("a JSON array, not an object"));
+}
+
 TEST_F(TraceFile, ThatIsDamagedGzipIsMalformed) {
   std::string content;
   for (int i = 0; i < 3000; ++i) {

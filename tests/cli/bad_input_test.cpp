@@ -72,6 +72,7 @@ BadInput::BadInput() {
   folder_.file("types.jsonl",
                R"({"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": ["x"]})");
   folder_.file("back.jsonl", mooncake({{3000, {1}}, {0, {2}}}));
+  folder_.file("late.jsonl", mooncake({{0, {1}}, {1'700'000'000'000, {1}}}));  // in ms since 1970
   const std::string zipped = gzipped(good);
   folder_.file("cut.gz", zipped.substr(0, zipped.size() - 6));
   std::string damaged = zipped;

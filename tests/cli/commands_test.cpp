@@ -114,6 +114,18 @@ TEST(Policy, CountsWhatCanBeCountedByHand) {
   EXPECT_EQ(all["results"].size(), names.size() * 5);
 }
 
+/// JSON is UTF-8, and a file's name is bytes.
+TEST(Policy, PrintsJsonForAFileOfAnyName) {
+  const TemporaryFolder folder;
+  const std::string trace = folder.file(
+      "tr\xe4"
+      "ce",
+      mooncake({{0, {1}}}));
+  EXPECT_THAT(run_for_json({"policy", "--trace", trace}).at("trace").get<std::string>(),
+              ::testing::EndsWith("tr\xef\xbf\xbd"
+                                  "ce"));
+}
+
 TEST(Policy, MatchesThePublishedFiguresOfTheConversationTrace) {
   const auto trace = conversation_trace();
   if (!trace) GTEST_SKIP() << kNoConversationTrace;

@@ -37,6 +37,7 @@ TEST(WrongInput, ACalibrationFile) {
   table.shows("an empty file", read(""));
   table.shows("a file that is not there", cuda::read_calibrations("/no/such/file"));
   table.shows("a folder", cuda::read_calibrations("/"));
+  table.shows("a file without an end", cuda::read_calibrations("/dev/zero"));
   for (const Row& row : table.rows()) {
     const auto texts = in_backticks(row.input);
     if (texts.empty()) continue;

@@ -29,6 +29,9 @@ void TraceTable::show_files() {
   table_.shows("a file that is not there", read_mooncake_trace("/no/such/trace.jsonl"));
   table_.shows("a folder", read_mooncake_trace("/"));
   table_.shows("`/dev/zero`", read_mooncake_trace("/dev/zero"));
+  const std::string good = folder_.file("trace", kGood);
+  table_.shows("a line beyond `TraceLimits::line_bytes`", read_mooncake_trace(good, {.line_bytes = 80}));
+  table_.shows("a file beyond `TraceLimits::text_bytes`", read_mooncake_trace(good, {.text_bytes = 81}));
   table_.shows("an empty file", read(""));
   table_.shows("a file of blank lines", read("\n\n"));
   table_.shows("an empty gzip", read(gzipped("")));

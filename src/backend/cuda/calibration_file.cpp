@@ -18,6 +18,8 @@
 namespace harvest::cuda {
 namespace {
 
+using OrderedJson = nlohmann::ordered_json;
+
 constexpr std::uint32_t kFormat = 1;
 constexpr LinkClass kAllClasses[] = {LinkClass::host_to_device, LinkClass::device_to_host, LinkClass::peer,
                                      LinkClass::same_device};
@@ -36,7 +38,7 @@ CopyThresholds read_thresholds(const Json& json, const std::string& path, Status
   return result;
 }
 
-Json thresholds_json(const CopyThresholds& thresholds) {
+OrderedJson thresholds_json(const CopyThresholds& thresholds) {
   return {{"kernel_below_bytes", thresholds.kernel_below_bytes},
           {"kernel_min_runs", thresholds.kernel_min_runs},
           {"kernel_blocks", thresholds.kernel_blocks},
@@ -50,6 +52,9 @@ CardCalibration read_card(const Json& json, const std::string& path, Status& sta
   reader.allow({"card", "driver", "links"});
   reader.read("card", result.card);
   reader.read("driver", result.driver);
+  if (status && (result.card.empty() || result.driver.empty()))
+    status = fail(ErrorCode::malformed, fmt::format("{} is '{}' with driver '{}', neither may be empty", path,
+                                                    result.card, result.driver));
   if (const Json* links = reader.find("links")) {
     ObjectReader classes(*links, reader.at("links"), status);
     classes.allow({"host_to_device", "device_to_host", "peer", "same_device"});
@@ -76,7 +81,7 @@ Result<std::vector<CardCalibration>> parse_file(std::string_view text) {
     };
     if (status && std::any_of(cards.begin(), cards.end(), same))
       status = fail(ErrorCode::malformed, fmt::format("{} is '{}' with driver '{}', which is there before it",
-                                                      path, card.card, card.driver));
+                                                      path, abridged(card.card), abridged(card.driver)));
     cards.push_back(std::move(card));
   });
   if (!status) return tl::unexpected(status.error());
@@ -84,14 +89,14 @@ Result<std::vector<CardCalibration>> parse_file(std::string_view text) {
 }
 
 std::string to_text(std::span<const CardCalibration> cards) {
-  Json json{{"format", kFormat}, {"cards", Json::array()}};
+  OrderedJson json{{"format", kFormat}, {"cards", OrderedJson::array()}};
   for (const CardCalibration& card : cards) {
-    Json links;
+    OrderedJson links;
     for (LinkClass link : kAllClasses)
       links[std::string(to_string(link))] = thresholds_json(card.thresholds[link]);
     json["cards"].push_back({{"card", card.card}, {"driver", card.driver}, {"links", std::move(links)}});
   }
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return json.dump(2, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 Status cannot_write(const std::string& path, int error) {

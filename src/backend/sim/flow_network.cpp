@@ -93,7 +93,9 @@ void FlowNetwork::set_rate(TimeNs now_ns, Flow& flow, double rate) {
   flow.remaining_bytes = std::max(flow.remaining_bytes, 0.0);
   flow.rate = rate;
   flow.updated_ns = now_ns;
-  flow.end_ns = now_ns + static_cast<TimeNs>(std::ceil(flow.remaining_bytes / rate));
+  const double left_ns = std::ceil(flow.remaining_bytes / rate);
+  flow.end_ns =
+      left_ns < static_cast<double>(kNever - now_ns) ? now_ns + static_cast<TimeNs>(left_ns) : kNever;
 }
 
 void FlowNetwork::share(TimeNs now_ns) {

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <harvest/machine.hpp>
 #include <set>
 
@@ -13,8 +12,14 @@ tl::unexpected<Error> malformed(std::string message) {
   return fail(ErrorCode::malformed, std::move(message));
 }
 
-bool is_bandwidth(double bytes_per_s) {
-  return std::isfinite(bytes_per_s) && bytes_per_s > 0 && bytes_per_s <= 1e15;
+/// A slower link would need more time than the clock can tell for what the largest devices hold.
+constexpr double kBandwidthMin = 1e6;
+constexpr double kBandwidthMax = 1e15;
+
+Status check_bandwidth(std::string_view field, double bytes_per_s) {
+  if (bytes_per_s >= kBandwidthMin && bytes_per_s <= kBandwidthMax) return {};
+  return malformed(fmt::format("{} is {}, the limits are {:g} and {:g}", field, bytes_per_s, kBandwidthMin,
+                               kBandwidthMax));
 }
 
 constexpr TimeNs kCostMaxNs = 3'600'000'000'000;  // an hour
@@ -55,9 +60,9 @@ Status check_link(const Machine& machine, std::size_t index) {
     if (id < kHost || id >= gpus)
       return malformed(
           fmt::format("{} is {}, the limits are {} (the host) and {}", field(name), id, kHost, gpus - 1));
-  if (!is_bandwidth(link.info.bandwidth_bytes_per_s))
-    return malformed(fmt::format("{} is {}, it must be more than 0 and at most 1e15",
-                                 field("bandwidth_bytes_per_s"), link.info.bandwidth_bytes_per_s));
+  if (Status status = check_bandwidth(field("bandwidth_bytes_per_s"), link.info.bandwidth_bytes_per_s);
+      !status)
+    return status;
   for (const auto& [name, ns] : {std::pair{"latency_ns", link.info.latency_ns},
                                  {"issue_ns", link.info.issue_ns},
                                  {"issue_batched_ns", link.info.issue_batched_ns}})
@@ -87,10 +92,10 @@ Status Machine::validate() const {
   for (std::size_t i = 0; i < devices.size(); ++i)
     if (Status status = check_device(devices[i], i, devices.size()); !status) return status;
   for (std::size_t i = 0; i < ports.size(); ++i)
-    if (!is_bandwidth(ports[i].bandwidth_bytes_per_s))
-      return malformed(
-          fmt::format("ports[{}].bandwidth_bytes_per_s is {}, it must be more than 0 and at most 1e15", i,
-                      ports[i].bandwidth_bytes_per_s));
+    if (Status status = check_bandwidth(fmt::format("ports[{}].bandwidth_bytes_per_s", i),
+                                        ports[i].bandwidth_bytes_per_s);
+        !status)
+      return status;
   std::set<std::pair<DeviceId, DeviceId>> pairs;
   for (std::size_t i = 0; i < links.size(); ++i) {
     if (Status status = check_link(*this, i); !status) return status;

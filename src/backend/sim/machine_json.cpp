@@ -9,6 +9,8 @@
 namespace harvest {
 namespace {
 
+using OrderedJson = nlohmann::ordered_json;
+
 constexpr LinkKind kLinkKinds[] = {LinkKind::same_device, LinkKind::nvlink, LinkKind::nvswitch, LinkKind::c2c,
                                    LinkKind::pcie};
 
@@ -66,7 +68,7 @@ MachineCosts read_costs(const Json& json, const std::string& path, Status& statu
   return costs;
 }
 
-Json link_json(const MachineLink& link) {
+OrderedJson link_json(const MachineLink& link) {
   return {{"from", link.info.from},
           {"to", link.info.to},
           {"kind", to_string(link.info.kind)},
@@ -79,7 +81,7 @@ Json link_json(const MachineLink& link) {
           {"ports", link.ports}};
 }
 
-Json device_json(const MachineDevice& device) {
+OrderedJson device_json(const MachineDevice& device) {
   return {{"id", device.info.id},
           {"name", device.info.name},
           {"total_bytes", device.info.total_bytes},
@@ -132,8 +134,8 @@ Result<Machine> load_machine(const std::string& name_or_path) {
 }
 
 std::string to_json(const Machine& machine) {
-  Json json{
-      {"name", machine.name}, {"devices", Json::array()}, {"ports", Json::array()}, {"links", Json::array()}};
+  const OrderedJson none = OrderedJson::array();
+  OrderedJson json{{"name", machine.name}, {"devices", none}, {"ports", none}, {"links", none}};
   for (const MachineDevice& device : machine.devices) json["devices"].push_back(device_json(device));
   for (const MachinePort& port : machine.ports)
     json["ports"].push_back({{"name", port.name}, {"bandwidth_bytes_per_s", port.bandwidth_bytes_per_s}});
@@ -143,7 +145,7 @@ std::string to_json(const Machine& machine) {
                    {"unmap_ns", machine.costs.unmap_ns},
                    {"query_memory_ns", machine.costs.query_memory_ns},
                    {"pin_ns_per_gib", machine.costs.pin_ns_per_gib}};
-  return json.dump(2, ' ', false, Json::error_handler_t::replace);
+  return json.dump(2, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
 }  // namespace harvest
