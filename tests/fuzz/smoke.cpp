@@ -2,7 +2,9 @@
 // A main() for a fuzzer where there is no libFuzzer: runs the seeds of a folder and a number of changed ones,
 // always the same. It finds little that is new; it keeps what was found from coming back, under every
 // compiler.
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -71,11 +73,16 @@ void change(std::string& input, const std::vector<std::string>& seeds, Random& r
   }
 }
 
-/// The input lies in a file while it runs, so that it is there whatever becomes of the process.
+/// The input lies in a file while it runs, so that it is there whatever becomes of the process. The file
+/// stays open: some file systems wait for the disk when a file that was emptied is closed.
 class Runner {
  public:
-  explicit Runner(fs::path last_input) : last_input_(std::move(last_input)) {}
+  explicit Runner(const fs::path& last_input)
+      : last_input_(last_input), descriptor_(::open(last_input.c_str(), O_WRONLY | O_CREAT, 0600)) {
+    HARVEST_ASSERT(descriptor_ >= 0, "cannot write " + last_input.string());
+  }
   ~Runner() {
+    ::close(descriptor_);
     std::error_code ignored;
     fs::remove(last_input_, ignored);
   }
@@ -83,7 +90,10 @@ class Runner {
   Runner& operator=(const Runner&) = delete;
 
   void run(const std::string& input) const {
-    std::ofstream(last_input_, std::ios::binary) << input;
+    const auto written = ::pwrite(descriptor_, input.data(), input.size(), 0);
+    HARVEST_ASSERT(written == static_cast<ssize_t>(input.size()) &&
+                       ::ftruncate(descriptor_, static_cast<off_t>(input.size())) == 0,
+                   "the input cannot be kept");
     // A copy of exactly its size: a sanitizer sees what is read behind it.
     const std::vector<std::uint8_t> bytes(input.begin(), input.end());
     LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
@@ -91,6 +101,7 @@ class Runner {
 
  private:
   fs::path last_input_;
+  int descriptor_;
 };
 
 int smoke(const fs::path& folder, std::uint64_t mutations, const fs::path& last_input) {

@@ -192,14 +192,14 @@ void Life::disturb_put() {
   static_cast<void>(simulated_->submit_kernel(stream, static_cast<TimeNs>(random_.below(1'000'000))));
   FaultPlan one_fails =
       planned_;  // the upload, the host's copy, the faster copy, or what is copied on from those
-  one_fails.fail_copy.at = random_.between(1, 4);
+  one_fails.fail_copy.at = random_.chance(0.5) ? 3 : random_.between(1, 4);
   const bool fails = plan_.faults.has(Fault::fail_copy) && !case_.nth && random_.chance(0.5);
   if (fails) simulated_->set_faults(one_fails);
   put_key_from_gpu(key);
   local.clear();
-  if (random_.chance(0.8)) {
+  if (random_.chance(0.9)) {  // into the tier in which it is not
     const Key keys[] = {key};
-    observe(cache_->prefetch(keys, random_.chance(0.5) ? Tier::local : Tier::peer));
+    observe(cache_->prefetch(keys, cache_->locate(key) == Tier::local ? Tier::peer : Tier::local));
   }
   if (fails) simulated_->set_faults(planned_);
   const auto peer = random_peer();
