@@ -45,8 +45,10 @@ struct TierPolicy {
 /// How a peer's memory is watched. There is no signal for another process's allocations, so the
 /// monitor samples; an owner that can, calls `PeerCache::reclaim` and waits (mode `cooperative`).
 struct PressureConfig {
-  TimeNs sample_interval_ns = 5'000'000;           ///< backs off where the query itself is slow
-  std::uint64_t reserve_bytes = 2ULL << 30;        ///< left free on every peer, whatever happens
+  TimeNs sample_interval_ns = 5'000'000;  ///< backs off where the query itself is slow
+  /// Left free on every peer, whatever happens. The default is more than the largest single allocation
+  /// that model servers commonly make; docs/benchmarks/owner.md has what each size harvests and harms.
+  std::uint64_t reserve_bytes = 2ULL << 30;
   std::uint64_t growth_bytes_per_s = 16ULL << 30;  ///< how fast a peer's pool may grow
   TimeNs regrow_delay_ns = 1'000'000'000;          ///< no growth for this long after a shrink
   std::uint64_t hysteresis_bytes = 256ULL << 20;   ///< room beyond the reserve that growth leaves

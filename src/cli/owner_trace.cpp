@@ -18,8 +18,8 @@ namespace harvest::cli {
 namespace {
 
 constexpr std::string_view kHeader = "time_s,device,used_bytes";
-constexpr double kLatestS = 1e10;  // clocks that count from 1970 are at 1.8e9
-constexpr double kLongestS = 1e9;  // as nanoseconds it fits
+constexpr double kLatestS = 1e10;            // clocks that count from 1970 are at 1.8e9
+constexpr double kLongestS = 100 * 86'400.;  // as many seconds hold each nanosecond exactly
 constexpr std::size_t kColumns = 3;
 constexpr std::uint64_t kMostBytes = 256ULL << 20;  // about ten million rows
 constexpr std::size_t kMostShown = 40;

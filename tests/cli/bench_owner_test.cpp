@@ -71,7 +71,7 @@ TEST(BenchOwner, SaysWhatItSimulatedAndEveryKeyIsThere) {
   const json result = bench({"--quick"});
   EXPECT_EQ(keys_of(result),
             (std::set<std::string>{"benchmark", "version", "simulated", "loopback", "backend", "system",
-                                   "driver", "clock", "devices", "owners", "seed", "backing", "deadline_ms",
+                                   "driver", "clock", "devices", "owners", "seed", "backing", "deadline_ns",
                                    "rise_bytes_per_s", "rise_step_bytes", "rows"}));
   EXPECT_EQ(result["benchmark"], "owner");
   EXPECT_EQ(result["simulated"], true);
@@ -325,7 +325,7 @@ TEST(BenchOwner, NamesTheBadValueAndTheLimit) {
   };
   refused({"--system", "dgx-h1000"}, {"--system", "'dgx-h1000'", "dgx-h100"});
   refused({"--gpu-bytes", "1MiB"}, {"--gpu-bytes", "'1MiB'", "1.0 GiB"});
-  refused({"--hours", "0"}, {"--hours", "'0'", "from 1 to 10000"});
+  refused({"--hours", "0"}, {"--hours", "'0'", "from 1 to 2400"});
   refused({"--reserves", "2GiB,lots"}, {"--reserves", "'lots'", "16GiB"});
   refused({"--reserves", "48GiB"}, {"--reserves", "48.0 GiB", "GPU 1 has 48.0 GiB"});
   refused({"--modes", "watermark,polite"}, {"--modes", "'polite'", "watermark, cooperative"});

@@ -2,34 +2,28 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "cli/arguments.hpp"
 #include "cli/bench/bench.hpp"
-#include "cli/bench/harm_world.hpp"
+#include "cli/bench/harm_report.hpp"
 #include "cli/owners.hpp"
-#include "cli/workload.hpp"
 
-/// `harvest bench owner`: the options, and what is printed of the runs.
+/// `harvest bench owner`: the options, and the runs.
 namespace harvest::cli::bench {
 namespace {
 
 constexpr const char* kTeaching =
-    "Owners of the peers live for days of virtual time, beside a cache that always takes all they leave. "
-    "Each\n"
-    "row is one run of the same days: how much idle memory was harvested, and how often an owner's "
-    "allocation\n"
-    "failed because the cache held the memory. A cooperative owner asks for what is missing and waits; in "
-    "mode\n"
-    "watermark it just allocates, and what the monitor has not freed by then fails.\n"
+    "Owners of the peers live for days of virtual time, beside a cache that takes all they leave. Each row\n"
+    "is one run of the same days: how much idle memory was harvested, and how often an allocation of an\n"
+    "owner failed because the cache held the memory. A cooperative owner asks for what is missing and\n"
+    "waits; in mode watermark it just allocates, and what the monitor has not freed by then fails.\n"
     "\n"
     "The owners are generated after a study of 144 GPUs of 48 GiB, or recorded: a CSV file with the header\n"
     "  time_s,device,used_bytes\n"
-    "Each row is a step, in order of time; devices are GPUs from 1 on, as GPU 0 is the consumer's, and "
-    "those\n"
+    "Each row is a step, in order of time. Devices are GPUs from 1 on, as GPU 0 is the consumer's; those\n"
     "without a row are left alone.\n"
     "\n"
     "How a rise reaches the device decides: at_once it is one allocation, gradual it is one of --rise-step\n"
@@ -40,12 +34,11 @@ constexpr const char* kTeaching =
     "  harvest bench owner --owner-trace used.csv --system hgx-h200 --modes cooperative\n"
     "  harvest bench owner --hours 1 --write-owner-trace used.csv    see the format\n"
     "\n"
-    "It answers 1 if an owner that asked for its memory did not get it.";
+    "It answers 1 if an owner that asked for its memory did not get it in time.";
 
 constexpr std::uint64_t kStudyBytes = 48ULL << 30;
-constexpr std::uint64_t kMostHours = 10'000;
-constexpr std::uint64_t kHourNs = 3'600'000'000'000;
-constexpr double kGiB = 1ULL << 30;
+constexpr std::uint64_t kMostHours = 2'400;  // a recording is at most as long
+constexpr TimeNs kHourNs = 3'600'000'000'000;
 
 struct Options {
   std::string system = "dgx-h100";
@@ -65,26 +58,6 @@ struct Options {
   bool quick = false;
   bool json = false;
 };
-
-/// All that is run: the settings on one machine, with the same owners.
-struct Plan {
-  Machine machine;
-  OwnerTrace trace;
-  std::vector<DeviceId> devices;
-  std::vector<HarmSetting> settings;
-  [[nodiscard]] double hours() const {
-    return static_cast<double>(trace.duration_ns()) / static_cast<double>(kHourNs);
-  }
-  [[nodiscard]] double owner_hours() const { return hours() * static_cast<double>(devices.size()); }
-};
-
-struct Row {
-  HarmSetting setting;
-  HarmFigures figures;
-};
-
-// --- what to run
-// --------------------------------------------------------------------------------------------
 
 /// Parts of a list that each are one of `known`. Errors: invalid_argument.
 template <typename Value>
@@ -157,11 +130,11 @@ Result<OwnerTrace> make_trace(const Options& options, const Machine& machine) {
     if (device.info.id > 0) owned.push_back({device.info.id, device.info.total_bytes});
   if (options.owner_trace.empty()) {
     const std::uint64_t hours = options.hours != 0 ? options.hours : options.quick ? 1 : 143;
-    return generate_owner_trace(owned, static_cast<TimeNs>(hours * kHourNs), options.seed);
+    return generate_owner_trace(owned, static_cast<TimeNs>(hours) * kHourNs, options.seed);
   }
   auto trace = read_owner_trace(options.owner_trace, owned);
   if (!trace) return fail(trace.error().code, "--owner-trace: " + trace.error().message);
-  const auto limit_ns = static_cast<TimeNs>(options.hours * kHourNs);
+  const auto limit_ns = static_cast<TimeNs>(options.hours) * kHourNs;
   if (options.hours != 0 && trace->duration_ns() > limit_ns) {
     std::erase_if(trace->steps, [&](const OwnerStep& step) { return step.at_ns > limit_ns; });
     const OwnerStep last = trace->steps.back();
@@ -170,8 +143,8 @@ Result<OwnerTrace> make_trace(const Options& options, const Machine& machine) {
   return trace;
 }
 
-Result<Plan> make_plan(const Options& options) {
-  Plan plan;
+Result<HarmPlan> make_plan(const Options& options) {
+  HarmPlan plan;
   auto settings = make_settings(options);
   if (!settings) return tl::unexpected(settings.error());
   plan.settings = std::move(*settings);
@@ -182,6 +155,8 @@ Result<Plan> make_plan(const Options& options) {
   if (!trace) return tl::unexpected(trace.error());
   plan.trace = std::move(*trace);
   plan.devices = plan.trace.devices();
+  plan.source = options.owner_trace;
+  plan.gradual = {options.rise_bytes_per_s, options.rise_step_bytes};
   const std::uint64_t total = plan.machine.devices[1].info.total_bytes;
   for (const HarmSetting& setting : plan.settings)
     if (setting.reserve_bytes >= total)
@@ -194,11 +169,11 @@ Result<Plan> make_plan(const Options& options) {
   return plan;
 }
 
-Result<std::vector<Row>> run_plan(const Plan& plan) {
+Result<std::vector<HarmRow>> run_plan(const HarmPlan& plan) {
   constexpr TimeNs kSecondNs = 1'000'000'000;
   const auto length_s = static_cast<std::uint64_t>(plan.trace.duration_ns() / kSecondNs);
   Progress progress("simulating seconds of owners", length_s * plan.settings.size());
-  std::vector<Row> rows;
+  std::vector<HarmRow> rows;
   for (const HarmSetting& setting : plan.settings) {
     auto figures = run_harm(plan.machine, plan.trace, setting, [&](TimeNs at_ns) {
       progress.at(rows.size() * length_s + static_cast<std::uint64_t>(at_ns / kSecondNs));
@@ -209,171 +184,19 @@ Result<std::vector<Row>> run_plan(const Plan& plan) {
   return rows;
 }
 
-// --- what is told
-// ---------------------------------------------------------------------------------------------
-
-const char* name_of(const RiseShape& rise) {
-  return rise.bytes_per_s == 0 ? "at_once" : "gradual";
-}
-
-double percent_of_idle(const HarmFigures& figures) {
-  return figures.idle_gib_hours > 0 ? 100 * figures.harvested_gib_hours / figures.idle_gib_hours : 0;
-}
-
-/// What the odds are not above, with 95 % confidence, where `seen` failures were: 3 for none (the rule of
-/// three), else Byar's approximation of the Poisson distribution's bound, which is within a percent.
-double at_most_per_owner_hour(std::uint64_t seen, const Plan& plan) {
-  constexpr double kNormal95 = 1.645;
-  const double n = static_cast<double>(seen) + 1;
-  const double bound = n * std::pow(1 - 1 / (9 * n) + kNormal95 / (3 * std::sqrt(n)), 3);
-  return (seen == 0 ? 3 : bound) / plan.owner_hours();
-}
-
-TimeNs most_of(const std::vector<TimeNs>& times_ns) {
-  return times_ns.empty() ? 0 : *std::max_element(times_ns.begin(), times_ns.end());
-}
-
-struct OwnersSummary {
-  double used_gib_p50 = 0;
-  double used_gib_p99 = 0;
-};
-
-/// What the owners use, by the time for which they do.
-OwnersSummary summarize_owners(const OwnerTrace& trace, const std::vector<DeviceId>& devices) {
-  std::vector<std::pair<std::uint64_t, TimeNs>> spans;
-  TimeNs total_ns = 0;
-  for (const DeviceId device : devices) {
-    std::uint64_t used = 0;
-    TimeNs since_ns = 0;
-    bool first = true;
-    for (const OwnerStep& step : trace.steps) {
-      if (step.device != device) continue;
-      spans.emplace_back(first ? step.used_bytes : used, step.at_ns - since_ns);
-      first = false;
-      used = step.used_bytes;
-      since_ns = step.at_ns;
-    }
-    spans.emplace_back(used, trace.duration_ns() - since_ns);
-    total_ns += trace.duration_ns();
-  }
-  std::sort(spans.begin(), spans.end());
-  const auto quantile = [&](double share) {
-    double seen_ns = 0;
-    for (const auto& [used, span_ns] : spans) {
-      seen_ns += static_cast<double>(span_ns);
-      if (seen_ns >= share * static_cast<double>(total_ns)) return static_cast<double>(used) / kGiB;
-    }
-    return 0.0;
-  };
-  return {quantile(.5), quantile(.99)};
-}
-
-Json to_json(const Plan& plan, const Row& row) {
-  const HarmSetting& setting = row.setting;
-  const HarmFigures& figures = row.figures;
-  const auto failed = static_cast<double>(figures.failed_rises);
-  const bool asked = !figures.reclaim_ns.empty();
-  const TimeSummary reclaim = summarize(figures.reclaim_ns);
-  Json json{{"mode", to_string(setting.mode)},
-            {"rise", name_of(setting.rise)},
-            {"reserve_bytes", setting.reserve_bytes},
-            {"harvested_gib_hours", figures.harvested_gib_hours},
-            {"idle_gib_hours", figures.idle_gib_hours},
-            {"percent_of_idle", percent_of_idle(figures)},
-            {"rises", figures.rises},
-            {"failed_rises", figures.failed_rises},
-            {"failed_per_owner_hour", failed / plan.owner_hours()}};
-  json["failed_per_owner_hour_at_most"] = at_most_per_owner_hour(figures.failed_rises, plan);
-  json["reclaims"] = figures.reclaim_ns.size();
-  json["reclaim_ns_p50"] = asked ? Json(reclaim.p50_ns) : Json();
-  json["reclaim_ns_p99"] = asked ? Json(reclaim.p99_ns) : Json();
-  json["reclaim_ns_max"] = asked ? Json(most_of(figures.reclaim_ns)) : Json();
-  json["late"] = figures.late;
-  json["monitor_reclaims"] = figures.monitor_reclaims;
-  json["populated_bytes"] = figures.populated_bytes;
-  json["spilled_bytes"] = figures.spilled_bytes;
-  return json;
-}
-
-Result<Json> to_json(const Plan& plan, const Options& options, const std::vector<Row>& rows) {
-  const auto backend = make_simulated_backend(plan.machine, {.bytes = SimulatedBytes::phantom});
-  if (!backend) return tl::unexpected(backend.error());
-  Json json = header_of(**backend, false, "owner");
-  const OwnersSummary owners = summarize_owners(plan.trace, plan.devices);
-  json["owners"] = {{"source", options.owner_trace.empty() ? "generated" : options.owner_trace},
-                    {"devices", plan.devices},
-                    {"hours", plan.hours()},
-                    {"owner_hours", plan.owner_hours()},
-                    {"used_gib_p50", owners.used_gib_p50},
-                    {"used_gib_p99", owners.used_gib_p99}};
-  json["seed"] = options.seed;
-  json["backing"] = options.backing;
-  json["deadline_ms"] = options.deadline_ms;
-  json["rise_bytes_per_s"] = options.rise_bytes_per_s;
-  json["rise_step_bytes"] = options.rise_step_bytes;
-  json["rows"] = Json::array();
-  for (const Row& row : rows) json["rows"].push_back(to_json(plan, row));
-  return json;
-}
-
-std::vector<std::string> cells_of(const Plan& plan, const Row& row) {
-  const HarmFigures& figures = row.figures;
-  const TimeSummary reclaim = summarize(figures.reclaim_ns);
-  const bool asked = !figures.reclaim_ns.empty();
-  const auto time = [&](TimeNs ns) { return asked ? format_ns(static_cast<double>(ns)) : "-"; };
-  const double odds = static_cast<double>(figures.failed_rises) / plan.owner_hours();
-  return {std::string(to_string(row.setting.mode)),
-          name_of(row.setting.rise),
-          format_bytes(row.setting.reserve_bytes),
-          fmt::format("{:.0f}", figures.harvested_gib_hours),
-          fmt::format("{:.1f} %", percent_of_idle(figures)),
-          format_count(figures.failed_rises),
-          figures.failed_rises == 0 ? fmt::format("< {:.2g}", at_most_per_owner_hour(0, plan))
-                                    : fmt::format("{:.3g}", odds),
-          format_count(figures.reclaim_ns.size()),
-          time(reclaim.p50_ns),
-          time(reclaim.p99_ns),
-          time(most_of(figures.reclaim_ns)),
-          format_count(figures.late),
-          format_bytes(figures.populated_bytes),
-          format_bytes(figures.spilled_bytes)};
-}
-
-void print_table(const Plan& plan, const Options& options, const std::vector<Row>& rows) {
-  const OwnersSummary owners = summarize_owners(plan.trace, plan.devices);
-  const auto first = static_cast<std::size_t>(plan.devices.front());
-  fmt::print("What harvesting does to owners of {} (SIMULATED)\n\n", plan.machine.name);
-  fmt::print("{} owners, {}, live for {:.6g} hours with {} rises.\n", plan.devices.size(),
-             options.owner_trace.empty() ? fmt::format("generated with seed {}", options.seed)
-                                         : "recorded in " + options.owner_trace,
-             plan.hours(), format_count(rows.front().figures.rises));
-  fmt::print("Of {} on a GPU they use {:.1f} GiB at the median, {:.1f} at p99; the cache takes the rest.\n\n",
-             format_bytes(plan.machine.devices[first].info.total_bytes), owners.used_gib_p50,
-             owners.used_gib_p99);
-  Table table({"mode", "rise", "reserve", "GiB-hours", "of idle", "failed", "per owner-hour", "reclaims",
-               "p50", "p99", "max", "late", "filled", "spilled"});
-  for (const Row& row : rows) table.add(cells_of(plan, row));
-  fmt::print("{}\n", table.text());
-  fmt::print("at_once: a rise is one allocation. gradual: one of {} after another, {} a second.\n",
-             format_bytes(options.rise_step_bytes), format_bytes(options.rise_bytes_per_s));
-  fmt::print("failed: rises in which an allocation did not fit because of the cache.\n");
-  fmt::print("<: none was seen in {:.6g} owner-hours; with 95 % confidence the odds are below that.\n",
-             plan.owner_hours());
-}
-
 Exit run(const Options& options) {
   const auto plan = make_plan(options);
   if (!plan) return complain_of("owner", plan.error());
   const auto rows = run_plan(*plan);
   if (!rows) return complain_of("owner", rows.error());
   if (options.json) {
-    const auto json = to_json(*plan, options, *rows);
+    const auto json = to_json(*plan, *rows);
     if (!json) return complain_of("owner", json.error());
     print_json(*json);
   } else {
-    print_table(*plan, options, *rows);
+    print_table(*plan, *rows);
   }
-  const bool broken = std::any_of(rows->begin(), rows->end(), [](const Row& row) {
+  const bool broken = std::any_of(rows->begin(), rows->end(), [](const HarmRow& row) {
     return row.setting.mode == ReclaimMode::cooperative &&
            (row.figures.failed_rises != 0 || row.figures.late != 0);
   });
@@ -394,6 +217,7 @@ void add_owner(CLI::App& bench, Action& chosen) {
       ->type_name("NAME|FILE");
   add_size(*command, "--gpu-bytes", options->gpu_bytes, 1ULL << 30, kMostBytes,
            "Memory of each GPU (generated owners: 48 GiB, as in the study; recorded ones: the system's)");
+  command->get_option("--gpu-bytes")->default_str("");
   add_count(*command, "--hours", options->hours, {1, kMostHours},
             "Hours that each owner lives (generated: 143; recorded: all)")
       ->default_str("");

@@ -34,7 +34,7 @@ struct HarmSetting {
   TimeNs deadline_ns = 0;  ///< of a cooperative owner's request
   Backing backing = Backing::external_host;
   std::uint64_t seed = 0;
-  bool every_poll = false;  ///< leave none out: a hundred times slower
+  bool every_poll = false;  ///< leave none out: some thirty times slower
 };
 
 struct HarmFigures {
