@@ -7,7 +7,6 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <cmath>
 #include <fstream>
 #include <optional>
 #include <system_error>
@@ -18,8 +17,8 @@ namespace harvest::cli {
 namespace {
 
 constexpr std::string_view kHeader = "time_s,device,used_bytes";
-constexpr double kLatestS = 1e10;            // clocks that count from 1970 are at 1.8e9
-constexpr double kLongestS = 100 * 86'400.;  // as many seconds hold each nanosecond exactly
+constexpr TimeNs kSecondNs = 1'000'000'000;
+constexpr std::uint64_t kLatestS = 9'000'000'000;  // clocks that count from 1970 are at 1.8e9
 constexpr std::size_t kColumns = 3;
 constexpr std::uint64_t kMostBytes = 256ULL << 20;  // about ten million rows
 constexpr std::size_t kMostShown = 40;
@@ -39,6 +38,28 @@ std::optional<Number> number_of(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
   return number;
+}
+
+/// Seconds as they are written, to the nanosecond: no rounding on the way. Nothing if they are none.
+std::optional<TimeNs> time_of(std::string_view text) {
+  const auto point = text.find('.');
+  const auto seconds = number_of<std::uint64_t>(text.substr(0, point));
+  if (!seconds || *seconds >= kLatestS) return std::nullopt;
+  TimeNs ns = static_cast<TimeNs>(*seconds) * kSecondNs;
+  if (point == std::string_view::npos) return ns;
+  const std::string_view fraction = text.substr(point + 1);
+  if (fraction.empty()) return std::nullopt;
+  TimeNs unit = kSecondNs;
+  for (const char digit : fraction) {
+    if (digit < '0' || digit > '9') return std::nullopt;
+    unit /= 10;
+    ns += (digit - '0') * unit;
+  }
+  return ns;
+}
+
+std::string written(TimeNs ns) {
+  return fmt::format("{}.{:09}", ns / kSecondNs, ns % kSecondNs);
 }
 
 /// One line after another, and what is wrong with it.
@@ -79,31 +100,28 @@ class Parser {
       cell = line.substr(0, line.find(','));
       line.remove_prefix(std::min(line.size(), cell.size() + 1));
     }
-    const auto seconds = take_time(cells[0]);
-    if (!seconds) return tl::unexpected(seconds.error());
+    const auto at_ns = take_time(cells[0]);
+    if (!at_ns) return tl::unexpected(at_ns.error());
     const auto device = take_device(cells[1]);
     if (!device) return tl::unexpected(device.error());
     const auto used = number_of<std::uint64_t>(cells[2]);
     if (!used || *used > device->total_bytes)
       return wrong(fmt::format("used_bytes is {}, not a whole number from 0 to {}, which device {} has",
                                quoted(cells[2]), device->total_bytes, device->device));
-    if (trace_.steps.empty()) first_s_ = *seconds;
-    trace_.steps.push_back({std::llround((*seconds - first_s_) * 1e9), device->device, *used});
-    last_s_ = *seconds;
+    if (trace_.steps.empty()) first_ns_ = *at_ns;
+    trace_.steps.push_back({*at_ns - first_ns_, device->device, *used});
     return {};
   }
 
-  [[nodiscard]] Result<double> take_time(std::string_view cell) const {
-    const auto seconds = number_of<double>(cell);
-    if (!seconds || !std::isfinite(*seconds) || *seconds < 0 || *seconds > kLatestS)
-      return wrong(fmt::format("time_s is {}, not a number from 0 to {:.0f}", quoted(cell), kLatestS));
-    if (trace_.steps.empty()) return *seconds;
-    if (*seconds < last_s_)
-      return wrong(fmt::format("time_s is {}, before the {} of the row above", quoted(cell), last_s_));
-    if (*seconds - first_s_ > kLongestS)
-      return wrong(fmt::format("time_s is {}, more than {:.0f} after the first row's {}", quoted(cell),
-                               kLongestS, first_s_));
-    return *seconds;
+  [[nodiscard]] Result<TimeNs> take_time(std::string_view cell) const {
+    const auto at_ns = time_of(cell);
+    if (!at_ns)
+      return wrong(
+          fmt::format("time_s is {}, not seconds from 0 to {}, as in 57.25", quoted(cell), kLatestS));
+    if (!trace_.steps.empty() && *at_ns - first_ns_ < trace_.duration_ns())
+      return wrong(fmt::format("time_s is {}, before the {} of the row above", quoted(cell),
+                               written(first_ns_ + trace_.duration_ns())));
+    return *at_ns;
   }
 
   [[nodiscard]] Result<OwnedDevice> take_device(std::string_view cell) const {
@@ -120,8 +138,7 @@ class Parser {
   std::string_view name_;
   std::span<const OwnedDevice> known_;
   std::size_t number_ = 0;
-  double first_s_ = 0;
-  double last_s_ = 0;
+  TimeNs first_ns_ = 0;
   OwnerTrace trace_;
 };
 
@@ -154,10 +171,8 @@ Result<OwnerTrace> read_owner_trace(const std::string& path, std::span<const Own
 
 std::string to_csv(const OwnerTrace& trace) {
   std::string text = fmt::format("{}\n", kHeader);
-  constexpr TimeNs kSecondNs = 1'000'000'000;
   for (const OwnerStep& step : trace.steps)
-    text += fmt::format("{}.{:09},{},{}\n", step.at_ns / kSecondNs, step.at_ns % kSecondNs, step.device,
-                        step.used_bytes);
+    text += fmt::format("{},{},{}\n", written(step.at_ns), step.device, step.used_bytes);
   return text;
 }
 

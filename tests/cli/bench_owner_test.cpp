@@ -325,7 +325,7 @@ TEST(BenchOwner, NamesTheBadValueAndTheLimit) {
   };
   refused({"--system", "dgx-h1000"}, {"--system", "'dgx-h1000'", "dgx-h100"});
   refused({"--gpu-bytes", "1MiB"}, {"--gpu-bytes", "'1MiB'", "1.0 GiB"});
-  refused({"--hours", "0"}, {"--hours", "'0'", "from 1 to 2400"});
+  refused({"--hours", "0"}, {"--hours", "'0'", "from 1 to 10000"});
   refused({"--reserves", "2GiB,lots"}, {"--reserves", "'lots'", "16GiB"});
   refused({"--reserves", "48GiB"}, {"--reserves", "48.0 GiB", "GPU 1 has 48.0 GiB"});
   refused({"--modes", "watermark,polite"}, {"--modes", "'polite'", "watermark, cooperative"});

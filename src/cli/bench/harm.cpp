@@ -37,7 +37,7 @@ constexpr const char* kTeaching =
     "It answers 1 if an owner that asked for its memory did not get it in time.";
 
 constexpr std::uint64_t kStudyBytes = 48ULL << 30;
-constexpr std::uint64_t kMostHours = 2'400;  // a recording is at most as long
+constexpr std::uint64_t kMostHours = 10'000;
 constexpr TimeNs kHourNs = 3'600'000'000'000;
 
 struct Options {
