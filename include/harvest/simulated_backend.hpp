@@ -48,8 +48,8 @@ struct FaultPlan {
   FaultTrigger corrupt_copy{};   ///< a batch arrives with other content and says nothing
   FaultTrigger fail_map{};       ///< map_segment on a GPU answers out_of_memory
   FaultTrigger fail_host_map{};  ///< map_segment or register_host of host memory does
-  FaultTrigger
-      late_event{};  ///< an event completes late_event_ns after its work, and later ones not before it
+  /// An event completes late_event_ns after its work, and those behind it on its stream not before it.
+  FaultTrigger late_event{};
   TimeNs late_event_ns = 1'000'000;
   FaultTrigger slow_query{};  ///< query_memory takes slow_query_ns
   TimeNs slow_query_ns = 8'000'000;
