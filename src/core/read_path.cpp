@@ -407,9 +407,7 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
       if (pinned.pending && ending != nullptr) note_early(*ending, item, pinned);
       fetched_.fallbacks.fetch_add(1, std::memory_order_relaxed);
       watch(reader, stream, device, ending);
-    } else if (!fits) {
-      item.outcome = ErrorCode::invalid_argument;
-    } else if (is_trouble(status.error())) {
+    } else if (fits && is_trouble(status.error())) {
       report_trouble(device);
     } else {
       item.outcome = ErrorCode::invalid_argument;
