@@ -37,7 +37,10 @@ constexpr std::array kHeaderFloors{
     Floor{"stats.hpp", 2},
     Floor{"runner.hpp", 3},
     Floor{"peer_cache.hpp", 3},
-    Floor{"moe.hpp", 4},
+    Floor{"moe/model.hpp", 4},
+    Floor{"moe/predictor.hpp", 4},
+    Floor{"moe/routing.hpp", 4},
+    Floor{"moe/expert_cache.hpp", 4},
     Floor{"kv.hpp", 4},
     Floor{"harvest.hpp", 5},
 };
