@@ -133,7 +133,7 @@ class ExpertCache::Impl {
   void note_use(const Step& step) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] double frequency_of(const Expert& expert) const HARVEST_REQUIRES(mutex_);
   [[nodiscard]] double value_of(const Expert& expert) const HARVEST_REQUIRES(mutex_);
-  void give_slots(Step& step) HARVEST_REQUIRES(mutex_);
+  void give_slots(Step& step, bool spare_decode) HARVEST_REQUIRES(mutex_);
   void refill(Step& step) HARVEST_REQUIRES(mutex_);
   void release(Step& step, Entry& entry, std::uint32_t use) HARVEST_REQUIRES(mutex_);
   void note_last_use(Slot& slot, StreamId stream, std::uint32_t use) HARVEST_REQUIRES(mutex_);

@@ -14,6 +14,7 @@ namespace {
 /// What goes before everything that decode may need. Of these the latest goes first: prefill passes over the
 /// layers again and again, and of a cycle that does not fit only what stays at rest is there the next time.
 constexpr double kExpendable = -1e18;
+constexpr std::size_t kSlotsOfPrefill = 4;
 constexpr double kIdleLearningRate = 1.0 / 16.0;
 
 }  // namespace
@@ -51,7 +52,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
     if (entry.slot != kNone) slots_.add_step(entry.slot, layer);
   ++stats_.steps;
   if (step.here < step.entries.size()) {
-    give_slots(step);
+    give_slots(step, phase == Phase::prefill);
     if (predictor_ != nullptr && phase == Phase::decode)
       for (const Entry& entry : step.entries) stats_.absent_needed += entry.brought ? 1 : 0;
     if (step.waiting == 0) {
@@ -124,11 +125,17 @@ double ExpertCache::Impl::value_of(const Expert& expert) const {
                       .frequency = frequency_of(expert)});
 }
 
-/// As many of those that wait as there are slots whose content may go.
-void ExpertCache::Impl::give_slots(Step& step) {
-  for (; step.waiting < step.entries.size(); ++step.waiting) {
+/// As many of those that wait as there are slots whose content may go. Prefill goes through a few slots
+/// rather than take what decode has learnt to keep.
+void ExpertCache::Impl::give_slots(Step& step, bool spare_decode) {
+  const auto holds = std::count_if(step.entries.begin(), step.entries.end(),
+                                   [](const Entry& entry) { return entry.slot != kNone && !entry.released; });
+  for (auto held = static_cast<std::size_t>(holds); step.waiting < step.entries.size();
+       ++step.waiting, ++held) {
     const std::uint32_t slot = slots_.next_victim();
     if (slot == kNone) return;
+    const bool decodes = slots_.at(slot).expert != kNone && !slots_.at(slot).expendable;
+    if (spare_decode && decodes && held >= kSlotsOfPrefill) return;
     Entry& entry = step.entries[step.waiting];
     occupy(slot, entry.expert, value_of(experts_[entry.expert]));
     ready_ns_[slot] = 0;
@@ -175,7 +182,7 @@ void ExpertCache::Impl::refill(Step& step) {
   release(step, step.entries[step.next - 1], use);
   uses_.drop(use);
   const std::size_t first = step.waiting;
-  give_slots(step);
+  give_slots(step, step.phase == Phase::prefill);
   for (std::size_t i = first; i < step.waiting; ++i)
     if (Status status = bring(step.entries[i].slot, experts_[step.entries[i].expert].pieces, Why::demand);
         !status)
@@ -221,6 +228,12 @@ Result<std::span<const ReadyExpert>> ExpertCache::Impl::all(std::uint32_t number
   MutexLock lock(mutex_);
   Step& step = steps_[number];
   settle();
+  const std::size_t first = step.waiting;
+  give_slots(step, false);
+  for (std::size_t i = first; i < step.waiting; ++i)
+    if (Status status = bring(step.entries[i].slot, experts_[step.entries[i].expert].pieces, Why::demand);
+        !status)
+      step.status = status;
   if (step.waiting < step.entries.size())
     return fail(ErrorCode::out_of_memory,
                 fmt::format("the step has {} experts, and there are slots for {}; take them one by one",
