@@ -103,6 +103,7 @@ LifeResult ExpertLife::live() {
     build_machine();
     build_caches();
     periods_.emplace_back();
+    change_faults();
     for (; number < operations_; ++number) {
       random_ = testing::Random(seed_, 1000 + static_cast<std::uint64_t>(number));
       operation = static_cast<LifeOperation>(random_.weighted(plan_.weights));

@@ -23,8 +23,8 @@ std::vector<std::uint32_t> ExpertLife::draw_experts(std::uint32_t layer, Phase p
     return experts;
   }
   const auto shift = static_cast<std::uint32_t>(begun_ / 100);
-  const std::uint64_t count = phase == Phase::prefill ? random_.between(1, 2 * all)
-                                                      : random_.between(1, 2 * plan_.model.top_k);
+  const std::uint64_t count =
+      phase == Phase::prefill ? random_.between(1, 2 * all) : random_.between(1, 2 * plan_.model.top_k);
   for (std::uint64_t i = 0; i < count; ++i) {
     const auto favourite = static_cast<std::uint32_t>(random_.below(plan_.favourites));
     experts.push_back(random_.chance(0.8) ? (layer * 3 + favourite + shift) % all : any());
@@ -71,6 +71,7 @@ void ExpertLife::begin_step() {
   std::uint32_t layer = next_layer_[stream];
   next_layer_[stream] = (layer + 1) % plan_.model.layers;
   if (random_.chance(0.15)) layer = static_cast<std::uint32_t>(random_.below(plan_.model.layers));
+  if (!open_.empty() && random_.chance(0.4)) layer = open_.back().layer;  // steps that share experts
   static_cast<void>(open_step(layer, draw_experts(layer, phase), phase, streams_[stream]));
 }
 

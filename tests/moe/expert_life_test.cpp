@@ -11,7 +11,8 @@
 
 /// Random lives of a cache of experts. For a campaign:
 ///
-///     HARVEST_EXPERT_LIFE_SEED=1000 HARVEST_EXPERT_LIFE_SEEDS=5000 HARVEST_EXPERT_LIFE_OPERATIONS=1000 moe_test
+///     HARVEST_EXPERT_LIFE_SEED=1000 HARVEST_EXPERT_LIFE_SEEDS=5000 HARVEST_EXPERT_LIFE_OPERATIONS=1000
+///     moe_test
 ///         --gtest_filter=ExpertLife.*Byte*
 namespace harvest::moe {
 namespace {
@@ -34,8 +35,7 @@ class ExpertLifeTest : public ::testing::Test {
 TEST_F(ExpertLifeTest, EveryByteIsRightWhateverHappens) {
   const std::uint64_t first = from_environment("HARVEST_EXPERT_LIFE_SEED", 1);
   const std::uint64_t seeds = from_environment("HARVEST_EXPERT_LIFE_SEEDS", 24);
-  const auto operations =
-      static_cast<std::uint32_t>(from_environment("HARVEST_EXPERT_LIFE_OPERATIONS", 250));
+  const auto operations = static_cast<std::uint32_t>(from_environment("HARVEST_EXPERT_LIFE_OPERATIONS", 250));
   LifeCoverage sum;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const LifeResult life = live_twice(seed, operations);
@@ -57,8 +57,10 @@ TEST_F(ExpertLifeTest, EveryByteIsRightWhateverHappens) {
     sum.virtual_ns += seen.virtual_ns;
   }
   fmt::print(
-      "{} operations, {} steps ({} in waves, {} refused); delivered local {}, peer {}, host {}; {} reads compared, "
-      "{} wrong and told; {} failures told; {} guesses, {} used; {} KiB rebalanced; {} reclaims; {:.1f} virtual s\n",
+      "{} operations, {} steps ({} in waves, {} refused); delivered local {}, peer {}, host {}; {} reads "
+      "compared, "
+      "{} wrong and told; {} failures told; {} guesses, {} used; {} KiB rebalanced; {} reclaims; {:.1f} "
+      "virtual s\n",
       sum.operations, sum.steps, sum.waves, sum.refused_steps, sum.delivered[0], sum.delivered[1],
       sum.delivered[2], sum.reads, sum.wrong_reads, sum.failures_told, sum.guesses, sum.guesses_used,
       sum.rebalanced_bytes >> 10, sum.reclaims, static_cast<double>(sum.virtual_ns) * 1e-9);

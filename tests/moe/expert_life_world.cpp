@@ -17,9 +17,9 @@ constexpr TimeNs kSlowReaderNs = 3 * kMillisecond;
 void ExpertLife::prefetch() {
   const auto layer = static_cast<std::uint32_t>(random_.below(plan_.model.layers));
   const double probability = static_cast<double>(random_.between(0, 10)) / 10;
-  const TimeNs deadline = random_.chance(0.5) ? kNever
-                                              : simulated_->now_ns() + static_cast<TimeNs>(random_.below(
-                                                                           2 * kMillisecond));
+  const TimeNs deadline = random_.chance(0.5)
+                              ? kNever
+                              : simulated_->now_ns() + static_cast<TimeNs>(random_.below(2 * kMillisecond));
   const auto id = experts_->prefetch(layer, draw_experts(layer, Phase::decode), probability, deadline);
   require(id.has_value(), "a prefetch is refused: {}", id ? std::string() : id.error().message);
   prefetches_.push_back(*id);
@@ -70,7 +70,7 @@ void ExpertLife::tenant() {
 
 void ExpertLife::pass_time() {
   simulated_->sleep_until(simulated_->now_ns() +
-                          static_cast<TimeNs>(random_.below(8 * kMillisecond) >> random_.below(14)));
+                          static_cast<TimeNs>(random_.below(60 * kMillisecond) >> random_.below(16)));
 }
 
 void ExpertLife::kernel(StreamId stream) {
@@ -142,7 +142,8 @@ void ExpertLife::calm() {
     for (const auto& [from, to] :
          std::array<std::pair<DeviceId, DeviceId>, 3>{{{peer, 0}, {0, peer}, {kHost, peer}}})
       static_cast<void>(simulated_->set_link_up(from, to, true));
-    if (!lost_.contains(peer)) static_cast<void>(simulated_->tenant_free(peer, simulated_->tenant_bytes(peer)));
+    if (!lost_.contains(peer))
+      static_cast<void>(simulated_->tenant_free(peer, simulated_->tenant_bytes(peer)));
   }
   for (int i = 0; i < 10; ++i) {
     peer_cache_->poll();

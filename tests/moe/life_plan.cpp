@@ -20,10 +20,10 @@ struct OperationFacts {
   unsigned weight;
 };
 constexpr std::array<OperationFacts, kLifeOperations> kFacts{{
-    {"whole_step", 30},   {"begin_step", 12},   {"advance_step", 24}, {"end_step", 10},    {"read_again", 6},
-    {"confirm", 8},       {"poll_experts", 10}, {"poll_peers", 10},   {"pass_time", 14},   {"kernel", 6},
-    {"prefetch", 8},      {"cancel", 2},        {"reclaim", 5},       {"tenant", 3},       {"change_stream", 2},
-    {"change_faults", 3}, {"break_link", 3},    {"lose_peer", 0},     {"look", 4},         {"wrong_call", 2},
+    {"whole_step", 30},   {"begin_step", 12},   {"advance_step", 24}, {"end_step", 10},  {"read_again", 6},
+    {"confirm", 8},       {"poll_experts", 10}, {"poll_peers", 10},   {"pass_time", 16}, {"kernel", 6},
+    {"prefetch", 8},      {"cancel", 2},        {"reclaim", 3},       {"tenant", 2},     {"change_stream", 2},
+    {"change_faults", 3}, {"break_link", 3},    {"lose_peer", 0},     {"look", 4},       {"wrong_call", 2},
     {"calm", 1},
 }};
 
@@ -150,7 +150,8 @@ LifePlan draw_life_plan(std::uint64_t seed) {
 std::string describe(const LifePlan& plan) {
   const ExpertCacheConfig& config = plan.experts;
   return fmt::format(
-      "{}, {} peers, {} layers x {} experts of {} bytes{}, {} slots, {} streams, eviction {}, predictor {}, pieces "
+      "{}, {} peers, {} layers x {} experts of {} bytes{}, {} slots, {} streams, eviction {}, predictor {}, "
+      "pieces "
       "of {} KiB, window {} ns, local {} KiB{}",
       plan.machine.name, plan.peers.peers.size(), plan.model.layers, plan.model.experts,
       plan.model.expert_bytes(), plan.tensor_gap_bytes > 0 ? " in parts" : "", plan.slots, plan.streams,
