@@ -10,6 +10,7 @@ namespace {
 
 constexpr TimeNs kMillisecond = 1'000'000;
 constexpr TimeNs kSecond = 1'000 * kMillisecond;
+constexpr TimeNs kLongestSuspensionNs = 60 * kSecond;
 constexpr TimeNs kSlowReaderNs = 3 * kMillisecond;
 
 }  // namespace
@@ -96,7 +97,7 @@ void ExpertLife::change_faults() {
 void ExpertLife::break_link() {
   const auto& peers = plan_.peers.peers;
   const DeviceId peer = peers[random_.below(peers.size())];
-  const bool up = random_.chance(0.5);
+  const bool up = random_.chance(0.7);
   const std::array<std::pair<DeviceId, DeviceId>, 3> links{{{peer, 0}, {0, peer}, {kHost, peer}}};
   const auto& [from, to] = links[random_.below(links.size())];
   static_cast<void>(simulated_->set_link_up(from, to, up));
@@ -145,7 +146,9 @@ void ExpertLife::calm() {
     if (!lost_.contains(peer))
       static_cast<void>(simulated_->tenant_free(peer, simulated_->tenant_bytes(peer)));
   }
-  for (int i = 0; i < 10; ++i) {
+  // A peer whose copies failed is out of service for a while, up to a minute.
+  simulated_->sleep_until(simulated_->now_ns() + kLongestSuspensionNs);
+  for (int i = 0; i < 16; ++i) {
     peer_cache_->poll();
     experts_->poll();
     simulated_->sleep_until(simulated_->now_ns() + kMillisecond);

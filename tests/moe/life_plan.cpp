@@ -22,8 +22,8 @@ struct OperationFacts {
 constexpr std::array<OperationFacts, kLifeOperations> kFacts{{
     {"whole_step", 30},   {"begin_step", 12},   {"advance_step", 24}, {"end_step", 10},  {"read_again", 6},
     {"confirm", 8},       {"poll_experts", 10}, {"poll_peers", 10},   {"pass_time", 16}, {"kernel", 6},
-    {"prefetch", 8},      {"cancel", 2},        {"reclaim", 3},       {"tenant", 2},     {"change_stream", 2},
-    {"change_faults", 3}, {"break_link", 3},    {"lose_peer", 0},     {"look", 4},       {"wrong_call", 2},
+    {"prefetch", 8},      {"cancel", 2},        {"reclaim", 2},       {"tenant", 1},     {"change_stream", 2},
+    {"change_faults", 3}, {"break_link", 2},    {"lose_peer", 0},     {"look", 4},       {"wrong_call", 2},
     {"calm", 1},
 }};
 
@@ -140,9 +140,10 @@ LifePlan draw_life_plan(std::uint64_t seed) {
   };
   // Without these nothing would ever happen, or nothing would ever be over.
   for (const LifeOperation operation : {LifeOperation::whole_step, LifeOperation::end_step,
-                                        LifeOperation::pass_time, LifeOperation::poll_peers})
+                                        LifeOperation::pass_time, LifeOperation::poll_peers,
+                                        LifeOperation::poll_experts})
     weight(operation) = std::max(weight(operation), 500U);
-  weight(LifeOperation::calm) = 100;
+  weight(LifeOperation::calm) = 300;
   if (plan.may_lose_peer) weight(LifeOperation::lose_peer) = 60;
   return plan;
 }
