@@ -139,9 +139,9 @@ LifePlan draw_life_plan(std::uint64_t seed) {
     return plan.weights[static_cast<std::size_t>(operation)];
   };
   // Without these nothing would ever happen, or nothing would ever be over.
-  for (const LifeOperation operation : {LifeOperation::whole_step, LifeOperation::end_step,
-                                        LifeOperation::pass_time, LifeOperation::poll_peers,
-                                        LifeOperation::poll_experts})
+  for (const LifeOperation operation :
+       {LifeOperation::whole_step, LifeOperation::end_step, LifeOperation::pass_time,
+        LifeOperation::poll_peers, LifeOperation::poll_experts})
     weight(operation) = std::max(weight(operation), 500U);
   weight(LifeOperation::calm) = 300;
   if (plan.may_lose_peer) weight(LifeOperation::lose_peer) = 60;
