@@ -317,6 +317,7 @@ TEST(ExpertSteps, LeaveNoEventsBehind) {
                  return made;
                }});
   const StreamId other = world.add_stream();
+  world.pass(1'000'000'000);  // copies to peers, each with an event
   std::size_t most = 0;
   for (std::uint32_t i = 0; i < 400; ++i) {
     auto step =
