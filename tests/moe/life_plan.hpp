@@ -54,6 +54,7 @@ struct LifePlan {
   PeerCacheConfig peers;
   ExpertCacheConfig experts;
   FaultPlan faults;  ///< when there are any
+  double shortage_of_events = 0;  ///< then
   std::array<unsigned, kLifeOperations> weights{};
 };
 
