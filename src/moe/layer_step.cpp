@@ -45,7 +45,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
   for (std::size_t wire = 0; wire < kWires; ++wire) {
     const auto idle = static_cast<double>(std::max<TimeNs>(0, now - demand_until_ns_[wire]));
     idle_ns_[wire] += static_cast<TimeNs>(kIdleLearningRate * (idle - static_cast<double>(idle_ns_[wire])));
-    demand_until_ns_[wire] = std::max(now, busy_until_ns_[wire]);
+    demand_until_ns_[wire] = std::max(now, demand_until_ns_[wire]);
   }
   if (phase == Phase::decode) note_use(step);
   step.open = true;

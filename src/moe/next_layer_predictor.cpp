@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
 
 #include "moe/predictors.hpp"
 
@@ -13,31 +14,38 @@ namespace harvest::moe {
 namespace {
 
 constexpr float kLearningRate = 1.0F / 64.0F;  // half of what was learnt is forgotten in 44 steps
-constexpr float kLeastOdds = 1e-3F;
+constexpr float kDoubt = 1e-3F;                // nothing is surer than this
+constexpr float kLeastGuess = 2e-3F;
 
 /// P(column | row), row by row, for one layer.
 class OddsTable {
  public:
-  explicit OddsTable(std::uint32_t experts, float first)
-      : experts_(experts), odds_(static_cast<std::size_t>(experts) * experts, first) {}
+  explicit OddsTable(std::uint32_t experts, float first) : row_(experts), odds_(row_ * experts, first) {}
 
   void learn(std::span<const std::uint32_t> causes, std::span<const std::uint32_t> effects) {
     for (const std::uint32_t cause : causes) {
-      float* const row = &odds_[static_cast<std::size_t>(cause) * experts_];
-      for (std::uint32_t e = 0; e < experts_; ++e) row[e] -= kLearningRate * row[e];
+      float* const row = odds_.data() + cause * row_;
+      for (std::uint64_t e = 0; e < row_; ++e) row[e] *= 1.0F - kLearningRate;
       for (const std::uint32_t e : effects) row[e] += kLearningRate;
     }
   }
   void strongest(std::span<const std::uint32_t> causes, std::vector<float>& best) const {
-    best.assign(experts_, 0.0F);
-    for (const std::uint32_t cause : causes) {
-      const float* const row = &odds_[static_cast<std::size_t>(cause) * experts_];
-      for (std::uint32_t e = 0; e < experts_; ++e) best[e] = std::max(best[e], row[e]);
+    best.assign(row_, 0.0F);
+    // Four rows at a time, so that what is best so far is loaded and stored a quarter as often.
+    for (std::size_t i = 0; i < causes.size(); i += kRows) {
+      std::array<const float*, kRows> rows;
+      for (std::size_t j = 0; j < kRows; ++j) rows[j] = row_of(causes[std::min(i + j, causes.size() - 1)]);
+      const auto& [a, b, c, d] = rows;
+      for (std::uint64_t e = 0; e < row_; ++e)
+        best[e] = std::max(best[e], std::max(std::max(a[e], b[e]), std::max(c[e], d[e])));
     }
   }
 
  private:
-  std::uint32_t experts_;
+  static constexpr std::size_t kRows = 4;
+  [[nodiscard]] const float* row_of(std::uint32_t cause) const { return odds_.data() + cause * row_; }
+
+  std::uint64_t row_;
   std::vector<float> odds_;
 };
 
@@ -69,15 +77,12 @@ class NextLayerPredictor final : public Predictor {
   void predict(std::uint32_t number, std::vector<Guess>& guesses) const override {
     const Layer& layer = layers_[number];
     layer.after_step_before.strongest(layer.last, own_);
-    const bool follows = number > 0 && number == last_layer_ + 1;
-    if (follows) layer.after_layer_before.strongest(layers_[last_layer_].last, before_);
-    for (std::uint32_t e = 0; e < experts_; ++e) {
-      const double alone = std::max(layer.alone[e], kLeastOdds);
-      double ratio = against(own_[e]);
-      if (follows) ratio *= against(before_[e]) / against(static_cast<float>(alone));
-      const double probability = ratio / (1.0 + ratio);
-      if (probability > kLeastOdds) guesses.push_back({e, probability});
+    if (number > 0 && number == last_layer_ + 1) {
+      layer.after_layer_before.strongest(layers_[last_layer_].last, before_);
+      join(layer.alone);
     }
+    for (std::uint32_t e = 0; e < experts_; ++e)
+      if (own_[e] > kLeastGuess) guesses.push_back({e, static_cast<double>(std::min(own_[e], 1.0F))});
   }
 
  private:
@@ -87,10 +92,19 @@ class NextLayerPredictor final : public Predictor {
     std::vector<float> alone;  ///< of each expert, whatever came before
     std::vector<std::uint32_t> last;
   };
-  /// Odds as a ratio, "p against 1 - p".
-  static double against(float probability) {
-    const double bounded = std::clamp(probability, kLeastOdds, 1.0F - kLeastOdds);
-    return bounded / (1.0 - bounded);
+  static float doubted(float odds) { return kDoubt + odds * (1.0F - 2.0F * kDoubt); }
+
+  /// Joins what both tables say, in `own_`: with odds as ratios, p against 1 - p, each is a departure from
+  /// the expert's ratio alone. Written with one division and no branch, so that compilers make vectors of it.
+  void join(const std::vector<float>& alone) const {
+    for (std::uint32_t e = 0; e < experts_; ++e) {
+      const float own = doubted(own_[e]);
+      const float before = doubted(before_[e]);
+      const float usual = doubted(alone[e]);
+      const float comes = own * before * (1.0F - usual);
+      const float stays_away = (1.0F - own) * (1.0F - before) * usual;
+      own_[e] = comes / (comes + stays_away);
+    }
   }
 
   std::uint32_t experts_;

@@ -69,8 +69,8 @@ void ExpertCache::Impl::ask_predictor(std::uint32_t layer, std::span<const Entry
       if (guess.expert >= config_.model.experts || !(guess.probability >= config_.prefetch_probability))
         continue;
       const Expert& expert = experts_[index_of(next, guess.expert)];
-      const bool absent = expert.slot == kNone || !is_here(slots_.at(expert.slot));
-      if (expert.pieces > 0 && absent && requests_.size() < kMostRequests)
+      const bool absent = expert.slot == kNone || slots_.at(expert.slot).pieces < expert.pieces;
+      if (absent && expert.pieces > 0 && requests_.size() < kMostRequests)
         ask_for({PrefetchId::none, index_of(next, guess.expert), guess.probability});
     }
   }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
-#include <deque>
 
 #include "moe/predictors.hpp"
 
@@ -17,7 +16,9 @@ constexpr double kSharpness = 8;  // a pass that is twice as alike counts this p
 
 class SequencePredictor final : public Predictor {
  public:
-  explicit SequencePredictor(const ModelDescription& model) : model_(model), under_way_(model.layers) {}
+  explicit SequencePredictor(const ModelDescription& model) : model_(model), under_way_(model.layers) {
+    passes_.reserve(kPasses);
+  }
 
   [[nodiscard]] std::string_view name() const override { return "sequence"; }
 
@@ -58,15 +59,12 @@ class SequencePredictor final : public Predictor {
   };
 
   void remember() {
-    Pass pass;
-    if (passes_.size() == kPasses) {  // its vectors have the room
-      pass = std::move(passes_.front());
-      passes_.pop_front();
-    }
+    if (passes_.size() < kPasses) passes_.emplace_back();
+    Pass& pass = passes_[next_];  // the oldest, if there are enough: its vectors have the room
+    next_ = (next_ + 1) % kPasses;
     pass.layers.resize(model_.layers);
     for (std::uint32_t layer = 0; layer < model_.layers; ++layer)
       pass.layers[layer].assign(under_way_[layer].begin(), under_way_[layer].end());
-    passes_.push_back(std::move(pass));
     for (Pass& one : passes_) one.in_common = 0;
     needed_ = 0;
     layers_seen_ = 0;
@@ -88,7 +86,8 @@ class SequencePredictor final : public Predictor {
   std::vector<std::vector<std::uint32_t>> under_way_;
   std::uint32_t layers_seen_ = 0;
   double needed_ = 0;
-  std::deque<Pass> passes_;
+  std::vector<Pass> passes_;
+  std::size_t next_ = 0;  ///< of these is replaced next
   mutable std::vector<double> odds_;
 };
 

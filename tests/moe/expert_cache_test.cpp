@@ -122,16 +122,27 @@ TEST(ExpertCache, ReadersThatStillRunAreNotOverwritten) {
 }
 
 TEST(ExpertCache, BeginsAStepOfResidentExpertsWithoutAllocating) {
-  World world({.layers = 2, .experts = 16, .slots = 32});
-  const Experts needed{0, 1, 2, 3, 4, 5, 6, 7};
-  for (int i = 0; i < 3; ++i) world.step(0, needed);
-  world.check_reads();
-  for (int i = 0; i < 10; ++i) {
-    testing::AllocationCount count;
-    auto step = world.experts->begin_layer(0, needed, world.stream);
-    EXPECT_EQ(testing::AllocationCount::stop(), 0U);
-    ASSERT_TRUE(step);
-    EXPECT_EQ(step->resident(), 8U);
+  for (const std::string_view predictor : predictor_names()) {
+    World world({.layers = 2, .experts = 16, .slots = 20, .with = [&](ExpertCacheConfig& config) {
+                   config.predictor = predictor;
+                   config.prefetch_probability = 0;
+                   config.prefetch_window_ns = 1;
+                 }});
+    const Experts needed{0, 1, 2, 3, 4, 5, 6, 7};
+    for (int i = 0; i < 70; ++i) {
+      world.step(0, needed);
+      world.check_reads();
+    }
+    // Some that wait for the wires: they are in order already.
+    ASSERT_TRUE(world.experts->prefetch(1, Experts{1, 2, 3, 4, 5, 6}, 0.3));
+    ASSERT_TRUE(world.experts->prefetch(1, Experts{11, 12, 13, 14, 15}, 0.8));
+    for (int i = 0; i < 200; ++i) {
+      testing::AllocationCount count;
+      auto step = world.experts->begin_layer(0, needed, world.stream);
+      EXPECT_EQ(testing::AllocationCount::stop(), 0U) << predictor << ", step " << i;
+      ASSERT_TRUE(step);
+      EXPECT_EQ(step->resident(), 8U);
+    }
   }
 }
 
@@ -289,6 +300,20 @@ TEST(ExpertPrefetch, IsForgottenAfterItsDeadlineAndWhenCancelled) {
   const auto came = world.step(0, {0});
   ASSERT_EQ(came.size(), 1U);
   EXPECT_EQ(world.check_reads(), 0U);
+}
+
+/// Steps that pass faster than the wire carries do not each begin more guesses.
+TEST(ExpertPrefetch, KeepsAWireBusyForNoLongerThanItsWindow) {
+  World world({.with = [](ExpertCacheConfig& config) { config.prefetch_window_ns = 1; }});
+  world.step(0, {0});
+  world.check_reads();
+  ASSERT_TRUE(world.experts->prefetch(2, world.all_experts(), 0.9));
+  for (int i = 0; i < 20; ++i)
+    EXPECT_TRUE(world.experts->end_layer(*world.experts->begin_layer(0, Experts{0}, world.stream)));
+  const ExpertCacheStats stats = world.experts->stats();
+  std::uint64_t guessed = 0;
+  for (const std::uint64_t bytes : stats.prefetched_bytes) guessed += bytes;
+  EXPECT_LE(guessed, 2 * world.experts->config().piece_bytes) << "a piece on each wire";
 }
 
 TEST(ExpertPrefetch, APredictorThatIsRightSavesTheWait) {

@@ -149,9 +149,9 @@ struct ExpertCacheStats {
 };
 
 /// All functions may be called from any thread; they take one lock, and `begin_layer` for experts that are
-/// here costs less than a microsecond and allocates nothing. No function waits for the GPU unless it says so.
-/// `PeerCacheConfig::on_event` may call them: of the PeerCache's functions those that call back, or that may
-/// map memory, are called without that lock.
+/// here costs less than a microsecond, and the predictor's time, and allocates nothing. No function waits for
+/// the GPU unless it says so. `PeerCacheConfig::on_event` may call them: of the PeerCache's functions those
+/// that call back, or that may map memory, are called without that lock.
 ///
 /// The addresses of slots never change while the cache lives, so a captured graph may keep a table of them;
 /// what lies in a slot belongs to a step only between its `begin_layer` and `end_layer`.
