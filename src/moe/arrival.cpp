@@ -45,7 +45,7 @@ bool ExpertCache::Impl::is_on_peers(const Piece& piece) const {
 }
 
 TimeNs ExpertCache::Impl::wire_ns(Wire wire, std::uint64_t bytes) const {
-  return static_cast<TimeNs>(static_cast<double>(bytes) * ns_per_byte_[place(wire)]);
+  return static_cast<TimeNs>(piece_ns_[place(wire)] + static_cast<double>(bytes) * ns_per_byte_[place(wire)]);
 }
 
 void ExpertCache::Impl::vacate(std::uint32_t slot) {
@@ -99,7 +99,6 @@ void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece) {
   const bool peers_first = !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
 
   Wire wire = Wire::host;
-  Tier from = Tier::host;
   DeviceId source = kHost;
   Copy copy{memory_ + number * slot_bytes_ + piece.offset, piece.source, piece.bytes};
   std::size_t lane = kLanes;
@@ -112,7 +111,6 @@ void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece) {
         (lease.device() < 0 || avoid_until_ns_[static_cast<std::size_t>(lease.device())] <= now);
     if (good) {
       wire = Wire::peers;
-      from = lease.tier();
       source = lease.device();
       copy.source = lease.data();
     } else {
@@ -125,6 +123,7 @@ void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece) {
   }
   busy_until_ns_[place(wire)] += wire_ns(wire, piece.bytes);
   ready_ns_[number] = std::max(ready_ns_[number], busy_until_ns_[place(wire)]);
+  const Tier from = on_peers ? Tier::peer : Tier::host;
   if (slot.from == Tier::none || from > slot.from) slot.from = from;
   Group& group = group_for(lane, source);
   group.copies.push_back(copy);
@@ -150,7 +149,6 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
                     })->source;
     }
     group.source = kHost;
-    slot.from = Tier::host;
     given = backend_.copy(lanes_.stream(group.lane), {kHost, consumer}, group.copies);
   }
   if (!given) return given;

@@ -118,6 +118,7 @@ class ExpertCache::Impl {
 
   Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue slot_value);
   Status begin_life();
+  void know_wire(Wire wire, const LinkInfo& link);
 
   // --- expert_cache.cpp
   [[nodiscard]] std::uint32_t index_of(std::uint32_t layer, std::uint32_t expert) const {
@@ -172,9 +173,11 @@ class ExpertCache::Impl {
   const ExpertCacheConfig config_;
   std::uint64_t slot_bytes_ = 0;
   std::uint32_t slot_count_ = 0;
+  std::uint64_t piece_bytes_ = 0;
   std::byte* memory_ = nullptr;
   std::array<double, kWires> ns_per_byte_{};
-  bool wires_apart_ = false;  ///< peers and host can carry at the same time
+  std::array<double, kWires> piece_ns_{};  ///< what each piece costs beside its bytes
+  bool wires_apart_ = false;               ///< peers and host can carry at the same time
   SlotValue slot_value_;
   std::vector<float> decay_;  ///< of a frequency, by passes
 
