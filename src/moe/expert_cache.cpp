@@ -14,11 +14,6 @@ namespace harvest::moe {
 namespace {
 
 constexpr std::uint64_t kLeastPieceBytes = 64ULL << 10;
-// By itself an expert is cut into four, so that both wires can carry a part of one, but not so small that
-// what a copy costs beside its bytes shows, nor so large that a wire must wait for the other's last.
-constexpr std::uint64_t kPiecesOfExpert = 4;
-constexpr std::uint64_t kSmallPieceBytes = 4ULL << 20;
-constexpr std::uint64_t kLargePieceBytes = 16ULL << 20;
 constexpr std::uint64_t kMostPieceBytes = 1ULL << 30;
 constexpr std::uint64_t kSlotAlignment = 256;
 constexpr double kForgetting = 1.0 / 32.0;  // a frequency halves in 22 passes without use
@@ -36,8 +31,7 @@ Status outside(std::string_view field, double value, double least, double most) 
 
 Status check(const ExpertCacheConfig& config) {
   if (Status status = config.model.validate(); !status) return status;
-  if (config.piece_bytes != 0 &&
-      (config.piece_bytes < kLeastPieceBytes || config.piece_bytes > kMostPieceBytes))
+  if (config.piece_bytes < kLeastPieceBytes || config.piece_bytes > kMostPieceBytes)
     return fail(ErrorCode::invalid_argument,
                 fmt::format("piece_bytes is {}, the limits are {} and {}", config.piece_bytes,
                             kLeastPieceBytes, kMostPieceBytes));
@@ -75,9 +69,6 @@ ExpertCache::Impl::Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue sl
       config_(std::move(config)),
       slot_bytes_(round_up(config_.model.expert_bytes(), kSlotAlignment)),
       slot_count_(slots_for(config_)),
-      piece_bytes_(config_.piece_bytes != 0 ? config_.piece_bytes
-                                            : std::clamp(config_.model.expert_bytes() / kPiecesOfExpert,
-                                                         kSmallPieceBytes, kLargePieceBytes)),
       slot_value_(std::move(slot_value)),
       uses_(backend_),
       slots_(slot_count_, config_.model.layers),
@@ -147,7 +138,8 @@ Status ExpertCache::Impl::begin_life() {
 void ExpertCache::Impl::know_wire(Wire wire, const LinkInfo& link) {
   const auto number = static_cast<std::size_t>(wire);
   ns_per_byte_[number] = std::max(ns_per_byte_[number], 1e9 / link.bandwidth_bytes_per_s);
-  piece_ns_[number] = std::max(piece_ns_[number], static_cast<double>(link.issue_batched_ns) / kLanesOfWire);
+  // What a copy costs beside its bytes hides behind the bytes of the wire's other lanes.
+  if (kLanesOfWire[number] == 1) piece_ns_[number] = link.issue_ns + link.latency_ns;
 }
 
 ExpertCache::Impl::~Impl() {
@@ -208,7 +200,7 @@ Status ExpertCache::Impl::add(std::uint32_t layer, std::uint32_t number,
 
   const auto first = static_cast<std::uint32_t>(pieces_.size());
   const auto cut = [&](std::uint64_t begin, std::uint64_t end, const std::byte* source) {
-    const std::uint64_t count = (end - begin + piece_bytes_ - 1) / piece_bytes_;
+    const std::uint64_t count = (end - begin + config_.piece_bytes - 1) / config_.piece_bytes;
     const std::uint64_t most = round_up((end - begin + count - 1) / count, kSlotAlignment);
     for (std::uint64_t at = begin; at < end; at += most) {
       const std::uint64_t piece = pieces_.size() - first;

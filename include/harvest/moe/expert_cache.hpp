@@ -59,9 +59,8 @@ using SlotValue = std::function<double(const SlotFacts&)>;
 struct ExpertCacheConfig {
   ModelDescription model;
   std::uint64_t local_budget_bytes = 0;  ///< of the consumer's memory for slots; at least two experts
-  /// Experts travel in pieces of at most this, so that peers and host can each carry a part of one. 0: a
-  /// quarter of an expert, from 4 to 16 MiB.
-  std::uint64_t piece_bytes = 0;
+  /// Experts travel in pieces of at most this, so that peers and host can each carry a part of one.
+  std::uint64_t piece_bytes = 8ULL << 20;
   /// Upper half of all keys; two caches on one PeerCache differ here.
   std::uint64_t key_space = 0x4578'7065'7274'0000;
 
