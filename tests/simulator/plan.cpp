@@ -20,9 +20,9 @@ constexpr std::array<std::string_view, kOperations> kOperationNames{
     "poll",        "kernel",       "settle",  "look",          "new_stream",      "wrong_call", "race_on_key",
     "disturb_put", "faults",       "link",    "lose_device",   "lose_peers",      "jump_clock", "calm"};
 constexpr std::array<std::string_view, kFaults> kFaultNames{
-    "refuse_copy",   "fail_copy",  "slow_copy",   "corrupt_path",   "fail_map",
-    "fail_host_map", "late_event", "slow_query",  "stale_free",     "jumping_free",
-    "sudden_owner",  "link_down",  "lose_device", "lose_all_peers", "clock_jump"};
+    "refuse_copy", "fail_copy",      "slow_copy",  "corrupt_path", "fail_map",     "fail_host_map",
+    "late_event",  "slow_query",     "stale_free", "jumping_free", "sudden_owner", "link_down",
+    "lose_device", "lose_all_peers", "clock_jump", "refuse_fill"};
 
 // In the order of `Operation`; a swarm multiplies each by 0, 1, 3 or 10.
 constexpr std::array<unsigned, kOperations> kUsualWeights{18, 4, 5, 18, 8, 10, 7, 10, 4, 4, 3, 1, 5, 8,

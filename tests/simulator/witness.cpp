@@ -170,6 +170,8 @@ Status Witness::copy(StreamId stream, Route route, std::span<const Copy> copies)
 Status Witness::fill(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,
                      std::uint8_t value) {
   const NotCounting not_counting;
+  if (mischief_.refuse_fill > 0 && random_.chance(mischief_.refuse_fill))
+    return fail(ErrorCode::out_of_memory, "a planned fault: no fill can be had now");
   return inner_.fill(stream, device, address, bytes, value);
 }
 

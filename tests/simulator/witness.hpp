@@ -33,6 +33,7 @@ class Witness : public test::ForwardingBackend {
   struct Mischief {
     double jumping_free = 0;
     double sudden_owner = 0;
+    double refuse_fill = 0;
   };
 
   Witness(SimulatedBackend& simulated, const Plan& plan, std::uint64_t seed);
