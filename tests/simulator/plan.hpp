@@ -109,6 +109,7 @@ struct Case {
 struct Plan {
   Machine machine;
   bool phantom = false;  ///< bytes that are known by their stamp, not held
+  bool checked = false;  ///< through the decorator that enforces the backend's contract
   PeerCacheConfig config;
   std::uint32_t streams = 1;
   std::uint32_t keys = 1;
