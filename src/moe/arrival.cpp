@@ -184,7 +184,7 @@ ExpertCache::Impl::Spread ExpertCache::Impl::spread_over_lanes(std::uint32_t pie
   const bool idle = !lanes_.any_under_way();
   if (flights <= 1 && idle && pieces > 1)
     return {lanes_.next_peer_lane(kAll) + 1, 2, std::max(1U, pieces / static_cast<std::uint32_t>(kAll))};
-  const std::size_t lanes = std::clamp<std::size_t>(flights, 1, kAll);
+  const std::size_t lanes = std::min<std::size_t>(std::clamp<std::size_t>(flights, 1, kAll), pieces);
   return {lanes_.next_peer_lane(lanes), lanes, 0};
 }
 
@@ -202,7 +202,10 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
     if (Status given = submit(number, groups_[i], why); !given) status = given;
   slot.pieces = pieces;
   if (!status) slot.broken = true;
-  if (why == Why::demand) demand_until_ns_ = busy_until_ns_;
+  if (why == Why::demand)
+    demand_until_ns_ = busy_until_ns_;
+  else
+    for (std::size_t i = 0; i < groups_used_; ++i) guessed_[place(Lanes::wire_of(groups_[i].lane))] = true;
   return status;
 }
 

@@ -173,6 +173,7 @@ class ExpertCache::Impl {
   bool follow(const Request& request) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] double value_of_guess(const Expert& expert, double probability) const
       HARVEST_REQUIRES(mutex_);
+  void adapt_windows() HARVEST_REQUIRES(mutex_);
   [[nodiscard]] bool has_time(Wire wire) const HARVEST_REQUIRES(mutex_);
 
   // --- rebalance.cpp
@@ -209,7 +210,6 @@ class ExpertCache::Impl {
   // Arrivals.
   std::array<TimeNs, kWires> busy_until_ns_ HARVEST_GUARDED_BY(mutex_){};    ///< as estimated
   std::array<TimeNs, kWires> demand_until_ns_ HARVEST_GUARDED_BY(mutex_){};  ///< of that, with demand
-  std::array<TimeNs, kWires> idle_ns_ HARVEST_GUARDED_BY(mutex_){};          ///< after demand, on average
   TimeNs reserved_host_ns_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< for pieces that can come from nowhere else
   std::vector<TimeNs> avoid_until_ns_ HARVEST_GUARDED_BY(mutex_);  ///< by peer: its copies failed
   std::vector<Group> groups_ HARVEST_GUARDED_BY(mutex_);
@@ -220,6 +220,8 @@ class ExpertCache::Impl {
   std::uint32_t failed_expert_ HARVEST_GUARDED_BY(mutex_) = kNone;  ///< since the last confirm
 
   // Guesses.
+  std::array<TimeNs, kWires> window_ns_ HARVEST_GUARDED_BY(mutex_){100'000, 100'000};
+  std::array<bool, kWires> guessed_ HARVEST_GUARDED_BY(mutex_){};  ///< since the last step began
   std::unique_ptr<Predictor> predictor_ HARVEST_GUARDED_BY(mutex_);
   std::vector<Request> requests_ HARVEST_GUARDED_BY(mutex_);
   std::vector<Guess> guesses_ HARVEST_GUARDED_BY(mutex_);

@@ -96,6 +96,12 @@ bool Lanes::any_under_way() const {
   return false;
 }
 
+bool Lanes::any_under_way(Wire wire) const {
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    if (wire_of(lane) == wire && !lanes_[lane].flights.empty()) return true;
+  return false;
+}
+
 bool Lanes::ended(const FlightNumbers& numbers) const {
   for (std::size_t lane = 0; lane < kLanes; ++lane)
     if (numbers[lane] > lanes_[lane].ended) return false;

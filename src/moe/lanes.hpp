@@ -61,6 +61,9 @@ class Lanes {
   [[nodiscard]] static std::size_t peer_lane(std::size_t first, std::size_t i) {
     return (first + i) % kLanesOfWire[0];
   }
+  [[nodiscard]] static Wire wire_of(std::size_t lane) {
+    return lane < kLanesOfWire[0] ? Wire::peers : Wire::host;
+  }
   [[nodiscard]] static std::size_t host_lane() { return kLanesOfWire[0]; }
 
   /// Copies were given to the lane's stream: records their end. Answers the flight's number; 0 if the device
@@ -72,6 +75,7 @@ class Lanes {
   /// Takes out the flights that have ended, and answers those that failed. Good until the next call.
   const std::vector<FailedFlight>& settle();
   [[nodiscard]] bool any_under_way() const;
+  [[nodiscard]] bool any_under_way(Wire wire) const;
   [[nodiscard]] bool ended(const FlightNumbers& numbers) const;
 
   /// Orders `stream` behind the flights; where the device cannot be told, waits here. Of its own lane a

@@ -15,7 +15,6 @@ namespace {
 /// layers again and again, and of a cycle that does not fit only what stays at rest is there the next time.
 constexpr double kExpendable = -1e18;
 constexpr std::size_t kSlotsOfPrefill = 4;
-constexpr double kIdleLearningRate = 1.0 / 16.0;
 
 }  // namespace
 
@@ -38,12 +37,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
                                        static_cast<std::uint32_t>(stream), *device, cache_.config().consumer)
                          : device.error().message);
   }
-  const TimeNs now = backend_.now_ns();
-  for (std::size_t wire = 0; wire < kWires; ++wire) {
-    const auto idle = static_cast<double>(std::max<TimeNs>(0, now - demand_until_ns_[wire]));
-    idle_ns_[wire] += static_cast<TimeNs>(kIdleLearningRate * (idle - static_cast<double>(idle_ns_[wire])));
-    demand_until_ns_[wire] = std::max(now, busy_until_ns_[wire]);
-  }
+  adapt_windows();
   if (phase == Phase::decode) note_use(step);
   step.open = true;
   step.next = 0;

@@ -12,6 +12,10 @@ namespace harvest::moe {
 namespace {
 
 constexpr std::size_t kMostRequests = 4096;
+constexpr TimeNs kLeastWindowNs = 10'000;
+constexpr TimeNs kMostWindowNs = 100'000'000;
+constexpr double kTooMany = 0.8;
+constexpr double kTooFew = 1.05;
 
 }  // namespace
 
@@ -88,11 +92,25 @@ double ExpertCache::Impl::value_of_guess(const Expert& expert, double probabilit
                       .frequency = std::max(frequency_of(expert), probability)});
 }
 
-/// Whether a guess may still be put on the wire: not so much that demand would wait for longer than the wire
-/// is idle between steps anyway.
+/// A step begins. Guesses that are still on a wire now were too many, since what the step needs waits behind
+/// them; where none are, there was time for more.
+void ExpertCache::Impl::adapt_windows() {
+  const TimeNs now = backend_.now_ns();
+  for (const Wire wire : {Wire::peers, Wire::host}) {
+    const auto number = static_cast<std::size_t>(wire);
+    const double change = lanes_.any_under_way(wire) ? kTooMany : kTooFew;
+    if (guessed_[number])
+      window_ns_[number] = std::clamp(static_cast<TimeNs>(static_cast<double>(window_ns_[number]) * change),
+                                      kLeastWindowNs, kMostWindowNs);
+    guessed_[number] = false;
+    demand_until_ns_[number] = std::max(now, busy_until_ns_[number]);
+  }
+}
+
+/// Whether a guess may still be put on the wire.
 bool ExpertCache::Impl::has_time(Wire wire) const {
   const auto number = static_cast<std::size_t>(wire);
-  const TimeNs window = config_.prefetch_window_ns > 0 ? config_.prefetch_window_ns : idle_ns_[number];
+  const TimeNs window = config_.prefetch_window_ns > 0 ? config_.prefetch_window_ns : window_ns_[number];
   const TimeNs free_from = std::max(backend_.now_ns(), demand_until_ns_[number]);
   return busy_until_ns_[number] - free_from < window;
 }
