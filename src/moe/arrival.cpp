@@ -93,14 +93,16 @@ ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceI
 }
 
 /// Chooses the way of one piece: of wires that could bring it the one that would be done with it first.
-void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size_t lane_of_peers) {
+void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size_t lane_of_peers,
+                             std::optional<Wire> only) {
   Slot& slot = slots_.at(number);
   const TimeNs now = backend_.now_ns();
   for (TimeNs& until : busy_until_ns_) until = std::max(until, now);
   const TimeNs by_host = busy_until_ns_[place(Wire::host)] + wire_ns(Wire::host, piece.bytes);
   const TimeNs by_peers = busy_until_ns_[place(Wire::peers)] + wire_ns(Wire::peers, piece.bytes);
   const bool on_peers = is_on_peers(piece);
-  const bool peers_first = !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
+  const bool peers_first =
+      only ? *only == Wire::peers : !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
 
   Wire wire = Wire::host;
   DeviceId source = kHost;
@@ -189,14 +191,15 @@ ExpertCache::Impl::Spread ExpertCache::Impl::spread_over_lanes(std::uint32_t pie
 }
 
 /// Gives the next pieces of a slot's expert, up to `pieces` of them all, to lanes.
-Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why) {
+Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why,
+                                std::optional<Wire> wire) {
   Slot& slot = slots_.at(number);
   if (slot.broken) slots_.restart(number);
   const auto all = pieces_of(experts_[slot.expert]);
   groups_used_ = 0;
   const Spread spread = spread_over_lanes(pieces - slot.pieces);
   for (std::uint32_t i = slot.pieces, nth = 0; i < pieces; ++i, ++nth)
-    load(number, all[i], spread.lane_of(nth));
+    load(number, all[i], spread.lane_of(nth), wire);
   Status status;
   for (std::size_t i = 0; i < groups_used_; ++i)
     if (Status given = submit(number, groups_[i], why); !given) status = given;

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -159,10 +160,12 @@ class ExpertCache::Impl {
   void vacate(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
   void occupy(std::uint32_t slot, std::uint32_t expert, double value) HARVEST_REQUIRES(mutex_);
   Status bring_all(Step& step) HARVEST_REQUIRES(mutex_);
-  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why) HARVEST_REQUIRES(mutex_);
+  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why, std::optional<Wire> wire = {})
+      HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Spread spread_over_lanes(std::uint32_t pieces) HARVEST_REQUIRES(mutex_);
   void prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
-  void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers) HARVEST_REQUIRES(mutex_);
+  void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, std::optional<Wire> only)
+      HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);
   Group& group_for(std::size_t lane, DeviceId source) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] TimeNs wire_ns(Wire wire, std::uint64_t bytes) const;
@@ -174,7 +177,7 @@ class ExpertCache::Impl {
   [[nodiscard]] double value_of_guess(const Expert& expert, double probability) const
       HARVEST_REQUIRES(mutex_);
   void adapt_windows() HARVEST_REQUIRES(mutex_);
-  [[nodiscard]] bool has_time(Wire wire) const HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] std::optional<Wire> wire_for_guess(const Piece& piece) const HARVEST_REQUIRES(mutex_);
 
   // --- rebalance.cpp
   void look_at_peers(std::size_t experts) HARVEST_REQUIRES(mutex_);
@@ -220,7 +223,7 @@ class ExpertCache::Impl {
   std::uint32_t failed_expert_ HARVEST_GUARDED_BY(mutex_) = kNone;  ///< since the last confirm
 
   // Guesses.
-  std::array<TimeNs, kWires> window_ns_ HARVEST_GUARDED_BY(mutex_){100'000, 100'000};
+  std::array<double, kWires> window_ns_ HARVEST_GUARDED_BY(mutex_){3e5, 3e5};
   std::array<bool, kWires> guessed_ HARVEST_GUARDED_BY(mutex_){};  ///< since the last step began
   std::unique_ptr<Predictor> predictor_ HARVEST_GUARDED_BY(mutex_);
   std::vector<Request> requests_ HARVEST_GUARDED_BY(mutex_);
