@@ -35,8 +35,7 @@ Result<PrefetchId> ExpertCache::Impl::prefetch(std::uint32_t layer, std::span<co
                 fmt::format("{} experts are asked for ahead of time, the limit is {}",
                             requests_.size() + experts.size(), kMostRequests));
   const auto id = static_cast<PrefetchId>(next_request_++);
-  for (const std::uint32_t expert : experts)
-    requests_.push_back({id, index_of(layer, expert), probability, deadline_ns});
+  for (const std::uint32_t expert : experts) ask_for({id, index_of(layer, expert), probability, deadline_ns});
   settle();
   pump();
   return id;
@@ -76,7 +75,7 @@ void ExpertCache::Impl::ask_predictor(std::uint32_t layer, std::span<const Entry
       const Expert& expert = experts_[index_of(next, guess.expert)];
       const bool absent = expert.slot == kNone || !is_here(slots_.at(expert.slot));
       if (expert.pieces > 0 && absent && requests_.size() < kMostRequests)
-        requests_.push_back({PrefetchId::none, index_of(next, guess.expert), guess.probability});
+        ask_for({PrefetchId::none, index_of(next, guess.expert), guess.probability});
     }
   }
 }
@@ -121,12 +120,23 @@ std::optional<Wire> ExpertCache::Impl::wire_for_guess(const Piece& piece) const 
   return std::nullopt;
 }
 
+/// Behind those that are as likely.
+void ExpertCache::Impl::ask_for(const Request& request) {
+  const auto at =
+      std::upper_bound(requests_.begin(), requests_.end(), request,
+                       [](const Request& a, const Request& b) { return a.probability > b.probability; });
+  requests_.insert(at, request);
+  first_deadline_ns_ = std::min(first_deadline_ns_, request.deadline_ns);
+}
+
 void ExpertCache::Impl::pump() {
   if (requests_.empty()) return;
-  const TimeNs now = backend_.now_ns();
-  std::erase_if(requests_, [&](const Request& request) { return request.deadline_ns <= now; });
-  std::stable_sort(requests_.begin(), requests_.end(),
-                   [](const Request& a, const Request& b) { return a.probability > b.probability; });
+  if (const TimeNs now = backend_.now_ns(); first_deadline_ns_ <= now) {
+    std::erase_if(requests_, [&](const Request& request) { return request.deadline_ns <= now; });
+    first_deadline_ns_ = kNever;
+    for (const Request& request : requests_)
+      first_deadline_ns_ = std::min(first_deadline_ns_, request.deadline_ns);
+  }
   std::size_t done = 0;
   while (done < requests_.size() && follow(requests_[done])) ++done;
   requests_.erase(requests_.begin(), requests_.begin() + static_cast<std::ptrdiff_t>(done));
