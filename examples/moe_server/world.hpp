@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <harvest/moe/expert_cache.hpp>
+#include <harvest/peer_cache.hpp>
+#include <harvest/simulated_backend.hpp>
+#include <harvest/status.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "moe_server/model.hpp"
+#include "moe_server/owners.hpp"
+#include "moe_server/server.hpp"
+
+namespace harvest::moe_server {
+
+struct Options {
+  Shape shape;
+  std::uint64_t seed = 1;  ///< of weights, requests, owners and faults
+
+  std::uint32_t requests = 24;
+  std::uint32_t longest_prompt = 48;
+  std::uint32_t most_new_tokens = 32;
+  double arrival_us = 2'000;  ///< between two requests, on average
+  double temperature = 0;
+  ServerLimits limits;
+
+  std::string system = "2xh100-nvl";
+  std::string predictor = "next_layer";
+  std::string eviction;           ///< empty: the first of `expert_eviction_names`
+  std::uint64_t local_bytes = 0;  ///< for slots; 0: a quarter of all experts
+  std::uint64_t peer_bytes = 0;   ///< idle on each peer when nobody needs it; 0: half of all experts
+  std::uint64_t piece_bytes = 0;  ///< experts travel in pieces of this; 0: whole
+  bool bursty_owners = false;
+  double owner_period_us = 500;
+  double fault_rate = 0;  ///< of copies that fail in flight
+
+  /// Errors: invalid_argument, not_found (names the field, value and limit).
+  [[nodiscard]] Status validate() const;
+};
+
+/// What somebody asked for, from the seed.
+[[nodiscard]] std::vector<Request> draw_requests(const Options& options);
+
+/// What came out of serving all requests.
+struct Outcome {
+  std::vector<Answer> answers;  ///< by id
+  TimeNs duration_ns = 0;       ///< virtual
+  ServerStats server;
+  moe::ExpertCacheStats experts;
+  OwnerStats owners{};
+  std::uint64_t copies_failed = 0;  ///< batches, refused or in flight
+};
+
+/// Called with how many of the new tokens are there.
+using ProgressReport = std::function<void(std::uint64_t tokens)>;
+
+/// On the simulated machine, with experts through Harvest. Errors: of Harvest, or a step that never succeeds.
+[[nodiscard]] Result<Outcome> serve(const Options& options, const Model& model,
+                                    const std::vector<Request>& requests, const ProgressReport& report);
+
+/// Each request alone, in plain memory, without a machine.
+[[nodiscard]] std::vector<Answer> serve_alone(const Options& options, const Model& model,
+                                              const std::vector<Request>& requests,
+                                              const ProgressReport& report);
+
+/// What differs between two sets of answers, to the last bit; empty if nothing does.
+[[nodiscard]] std::string compare(const std::vector<Answer>& answers, const std::vector<Answer>& expected);
+
+}  // namespace harvest::moe_server
