@@ -7,6 +7,7 @@
 #include <harvest/moe/predictor.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <sstream>
 #include <string_view>
@@ -53,9 +54,9 @@ Options tiny_options() {
                    .heads = 4,
                    .kv_heads = 2,
                    .vocabulary = 64};
-  options.requests = 8;
+  options.requests = 12;
   options.longest_prompt = 24;
-  options.most_new_tokens = 12;
+  options.most_new_tokens = 16;
   options.arrival_us = 500;
   return options;
 }
@@ -64,9 +65,9 @@ bool has_word(int argc, const char* const* argv, std::string_view word) {
   return std::find(argv, argv + argc, word) != argv + argc;
 }
 
-template <typename Names>
-std::string_view one_of(const Names& names, Random& random) {
-  return names[random.below(names.size())];
+template <typename Choices>
+auto one_of(const Choices& choices, Random& random) {
+  return choices[random.below(choices.size())];
 }
 
 }  // namespace
@@ -119,8 +120,11 @@ void CommandLine::add_memory() {
       ->transform(size);
   add(group, "--piece", options_.piece_bytes, "Experts travel in pieces of this; 0: Harvest's default")
       ->transform(size);
+  add(group, "--kernel-us", options_.kernel_us, "What a kernel takes even if it does nothing");
   add(group, "--predictor", options_.predictor,
       fmt::format("Guesses which experts come next: {}", fmt::join(moe::predictor_names(), ", ")));
+  add(group, "--prefetch-probability", options_.prefetch_probability, "Guesses below are not followed");
+  add(group, "--prefetch-layers", options_.prefetch_layers, "How far ahead guesses are made");
   add(group, "--eviction", options_.eviction,
       fmt::format("Chooses what makes way: {}", fmt::join(moe::expert_eviction_names(), ", ")));
 }
@@ -183,7 +187,12 @@ Options CommandLine::draw(std::uint64_t seed) const {
          options.limits.sequences + static_cast<std::uint32_t>(random.below(24)));
   choose("--temperature", options.temperature, random.chance(0.5) ? 0.0 : 1.0);
   choose("--arrival-us", options.arrival_us, random.uniform() * 2'000);
-  choose("--owner-period-us", options.owner_period_us, 50 + random.uniform() * 1'000);
+  choose("--prefetch-probability", options.prefetch_probability, random.chance(0.5) ? 0.3 : 0.01);
+  choose("--prefetch-layers", options.prefetch_layers,
+         static_cast<std::uint32_t>(random.between(1, std::min(3U, shape.layers))));
+  // A slow GPU gives copies more time between steps, and peers time to come back into service.
+  choose("--kernel-us", options.kernel_us, one_of(std::array{3.0, 100.0, 10'000.0}, random));
+  choose("--owner-period-us", options.owner_period_us, options.kernel_us * (20 + random.uniform() * 300));
   return options;
 }
 

@@ -11,14 +11,13 @@ namespace {
 
 // Of a large GPU of the Hopper generation: round figures, estimates. A kernel of few tokens is bound by
 // memory.
-constexpr TimeNs kLaunchNs = 3'000;
 constexpr double kMemoryBytesPerS = 3e12;
 constexpr double kOperationsPerS = 50e12;
 
-TimeNs duration_ns(KernelWork work) {
+TimeNs work_ns(KernelWork work) {
   const double seconds = std::max(static_cast<double>(work.bytes) / kMemoryBytesPerS,
                                   static_cast<double>(work.operations) / kOperationsPerS);
-  return kLaunchNs + static_cast<TimeNs>(seconds * 1e9);
+  return static_cast<TimeNs>(seconds * 1e9);
 }
 
 }  // namespace
@@ -28,19 +27,23 @@ Status Kernels::launch(KernelWork work, std::function<void()> run) {
     run();
     return {};
   }
-  // At the begin and at the end mistakes are likelier than between.
-  const TimeNs whole_ns = duration_ns(work);
-  const std::uint64_t where = random_.below(4);
-  const TimeNs before_ns = where == 0 ? 0
-                           : where == 1
-                               ? whole_ns
-                               : static_cast<TimeNs>(random_.below(static_cast<std::uint64_t>(whole_ns)));
+  const TimeNs whole_ns = launch_ns_ + work_ns(work);
+  const TimeNs before_ns = draw_moment(whole_ns);
   if (before_ns > 0)
     if (Status given = backend_->submit_kernel(stream_, before_ns); !given) return given;
   const auto moment = backend_->record_event(stream_);
   if (!moment) return tl::unexpected(moment.error());
   launched_.push_back({*moment, backend_->now_ns(), std::move(run)});
   return backend_->submit_kernel(stream_, whole_ns - before_ns + 1);  // the moment is before the end
+}
+
+/// Mistakes are likelier at the begin and at the end than between.
+TimeNs Kernels::draw_moment(TimeNs whole_ns) {
+  switch (random_.below(4)) {
+    case 0: return 0;
+    case 1: return whole_ns;
+    default: return static_cast<TimeNs>(random_.below(static_cast<std::uint64_t>(whole_ns)));
+  }
 }
 
 Status Kernels::wait() {

@@ -27,8 +27,9 @@ class Kernels {
  public:
   /// No GPU: functions run at once.
   Kernels() : random_(0) {}
-  Kernels(SimulatedBackend& backend, StreamId stream, std::uint64_t seed)
-      : backend_(&backend), stream_(stream), random_(seed) {}
+  /// A kernel takes `launch_ns`, at least 1, even if it does nothing.
+  Kernels(SimulatedBackend& backend, StreamId stream, TimeNs launch_ns, std::uint64_t seed)
+      : backend_(&backend), stream_(stream), launch_ns_(launch_ns), random_(seed) {}
   ~Kernels() { drop(); }
   Kernels(const Kernels&) = delete;
   Kernels& operator=(const Kernels&) = delete;
@@ -52,10 +53,12 @@ class Kernels {
     TimeNs launched_ns = 0;
     std::function<void()> run;
   };
+  TimeNs draw_moment(TimeNs whole_ns);
   Status wait_for(const Kernel& kernel);
 
   SimulatedBackend* backend_ = nullptr;
   StreamId stream_ = StreamId::none;
+  TimeNs launch_ns_ = 0;
   Random random_;
   std::deque<Kernel> launched_;
 };

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <memory>
 #include <string>
 
 #include "moe_server/command_line.hpp"
@@ -118,6 +120,8 @@ Exit run_once(const CommandLine& command_line) {
 }
 
 Exit run_campaign(const CommandLine& command_line) {
+  // Harvest warns of each peer that leaves service, and here they all do.
+  spdlog::register_logger(std::make_shared<spdlog::logger>("harvest"));
   Progress progress;
   std::uint64_t tokens = 0, redone = 0, reclaims = 0, late = 0, from_peers = 0, failed = 0;
   for (std::uint64_t i = 0; i < command_line.seeds(); ++i) {

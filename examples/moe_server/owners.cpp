@@ -34,9 +34,8 @@ void BurstyOwners::act() {
 
 void BurstyOwners::act(Owner& owner) {
   switch (random_.below(4)) {
-    case 0:
-    case 1: reclaim(owner); return;
-    case 2:
+    case 0: reclaim(owner); return;
+    case 1:
       if (const auto memory = backend_.query_memory(owner.device); memory && memory->free_bytes > 0) {
         ++stats_.bursts;
         take(owner, random_.between(1, memory->free_bytes));

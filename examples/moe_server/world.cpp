@@ -53,7 +53,8 @@ Status World::build() {
   if (Status made = make_caches(); !made) return made;
   const auto stream = backend_->create_stream(0);
   if (!stream) return tl::unexpected(stream.error());
-  kernels_ = std::make_unique<Kernels>(*backend_, *stream, seed_of(options_.seed, kKernels));
+  kernels_ = std::make_unique<Kernels>(*backend_, *stream, static_cast<TimeNs>(options_.kernel_us * 1e3),
+                                       seed_of(options_.seed, kKernels));
   if (options_.bursty_owners)
     owners_ = std::make_unique<BurstyOwners>(*backend_, *cache_,
                                              static_cast<TimeNs>(options_.owner_period_us * 1e3),
@@ -100,7 +101,9 @@ Status World::make_caches() {
       .model = model_.description(),
       .local_budget_bytes = options_.local_bytes == 0 ? model_.all_expert_bytes() / 4 : options_.local_bytes,
       .eviction = options_.eviction,
-      .predictor = options_.predictor};
+      .predictor = options_.predictor,
+      .prefetch_probability = options_.prefetch_probability,
+      .prefetch_layers = options_.prefetch_layers};
   if (options_.piece_bytes != 0) experts_config.piece_bytes = options_.piece_bytes;
   auto experts = moe::ExpertCache::create(*cache_, std::move(experts_config));
   if (!experts) return tl::unexpected(experts.error());
@@ -176,7 +179,8 @@ Status Options::validate() const {
         check("arrival_us", arrival_us, 0, 1e9), check("temperature", temperature, 0, 100),
         check("sequences", limits.sequences, 1, 1024),
         check("tokens_per_step", limits.tokens_per_step, limits.sequences, 1e5),
-        check("owner_period_us", owner_period_us, 1, 1e9), check("fault_rate", fault_rate, 0, 0.5)})
+        check("kernel_us", kernel_us, 0.001, 1e6), check("owner_period_us", owner_period_us, 1, 1e9),
+        check("fault_rate", fault_rate, 0, 0.5)})
     if (!status) return status;
   return {};
 }

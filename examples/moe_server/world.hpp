@@ -30,10 +30,13 @@ struct Options {
 
   std::string system = "2xh100-nvl";
   std::string predictor = "next_layer";
-  std::string eviction;           ///< empty: the first of `expert_eviction_names`
-  std::uint64_t local_bytes = 0;  ///< for slots; 0: a quarter of all experts
-  std::uint64_t peer_bytes = 0;   ///< idle on each peer when nobody needs it; 0: half of all experts
-  std::uint64_t piece_bytes = 0;  ///< experts travel in pieces of this; 0: whole
+  std::string eviction;               ///< empty: the first of `expert_eviction_names`
+  std::uint64_t local_bytes = 0;      ///< for slots; 0: a quarter of all experts
+  std::uint64_t peer_bytes = 0;       ///< idle on each peer when nobody needs it; 0: half of all experts
+  std::uint64_t piece_bytes = 0;      ///< experts travel in pieces of this; 0: whole
+  double prefetch_probability = 0.3;  ///< guesses below are not followed
+  std::uint32_t prefetch_layers = 1;  ///< how far ahead guesses are made
+  double kernel_us = 3;               ///< that a kernel takes even if it does nothing
   bool bursty_owners = false;
   double owner_period_us = 500;
   double fault_rate = 0;  ///< of copies that fail in flight
