@@ -33,28 +33,28 @@
 ///     if (!(*experts)->confirm()) recompute();                           // once a token, before it is shown
 namespace harvest::moe {
 
-/// What an eviction policy may know of an expert in a slot. Time is counted in layer steps: a pass over the
-/// model is `layers` of them.
+/// What an eviction policy may know of an expert in a slot. Time is counted in decode's layer steps; a pass
+/// over the model is `layers` of them.
 struct SlotFacts {
-  std::uint32_t layer = 0;
-  std::uint32_t expert = 0;
-  std::uint64_t steps_since_use = 0;    ///< of this expert
-  std::uint64_t passes_since_use = 0;   ///< how often its layer came since, without it
-  double frequency = 0;                 ///< share of its layer's recent steps that needed it, 0 to 1
-  std::uint32_t steps_until_layer = 0;  ///< until its layer comes again, 1 to `layers`
+  std::uint32_t layers = 0;            ///< of the model
+  std::uint64_t step = 0;              ///< at which its layer came last; it comes again `layers` later
+  std::uint64_t last_use_step = 0;     ///< of this expert
+  std::uint32_t passes_since_use = 0;  ///< how often its layer came since, without it
+  double frequency = 0;                ///< share of its layer's recent steps that needed it, 0 to 1
 };
 
-/// How much an expert in a slot is worth; the least goes first. Must not depend on anything else.
+/// The worth of an expert in a slot: of all, the least goes first. It is asked each time that the expert's
+/// layer has passed and holds until the layer comes again, so it must not tell time from anything but the
+/// facts.
 using SlotValue = std::function<double(const SlotFacts&)>;
 
 /// Names of values, the default first:
-/// - `next_use` evicts what is expected to be needed latest: layers that just passed first, of those the
-/// least likely;
-/// - `lfru` the least frequent for its age; `lru` the least recently used; `lfu` the least frequent;
-/// - `least_stale` the layer that comes latest, of that the least recently used.
+/// - `next_use`: when it is expected to be needed again, from its layer's turn and its odds;
+/// - `lfru`: frequency over age; `lfu`: frequency; `lru`: last use;
+/// - `least_stale`: its layer's turn, then its last use.
 [[nodiscard]] std::span<const std::string_view> expert_eviction_names();
 /// Errors: not_found, with the known names in the message.
-[[nodiscard]] Result<SlotValue> make_slot_value(std::string_view name, const ModelDescription& model);
+[[nodiscard]] Result<SlotValue> make_slot_value(std::string_view name);
 
 struct ExpertCacheConfig {
   ModelDescription model;
@@ -62,19 +62,17 @@ struct ExpertCacheConfig {
   /// Experts travel in pieces of at most this, so that both wires can carry one, and peers lend small
   /// segments.
   std::uint64_t piece_bytes = 32ULL << 20;
-  /// Pins the caller's memory as experts are added, where it is not yet (mapped files). A second time is no
-  /// error.
-  bool register_host = false;
-  std::uint64_t key_space =
-      0x4578'7065'7274'0000;  ///< upper half of all keys; two caches on one PeerCache differ here
+  /// Upper half of all keys; two caches on one PeerCache differ here.
+  std::uint64_t key_space = 0x4578'7065'7274'0000;
 
   std::string eviction{};             ///< one of `expert_eviction_names()`; empty: the first
   SlotValue slot_value{};             ///< the caller's own, instead
   std::string predictor{};            ///< one of `predictor_names()`; empty: the first
   double prefetch_probability = 0.5;  ///< guesses below are not followed
   std::uint32_t prefetch_layers = 1;  ///< how far ahead guesses are asked for
-  std::uint64_t prefetch_bytes = 64ULL
-                                 << 20;  ///< on their way at once on each wire; demand waits behind no more
+  /// How long a wire may be busy with guesses that no step waits for, and so for how long a wrong one may
+  /// hold up the next step. 0: for as long as wires were idle between steps lately.
+  TimeNs prefetch_window_ns = 0;
 
   /// What the rebalancer may move to peers; 0: nothing moves by itself.
   std::uint64_t rebalance_bytes_per_s = 8ULL << 30;
@@ -154,24 +152,27 @@ struct ExpertCacheStats {
 /// what lies in a slot belongs to a step only between its `begin_layer` and `end_layer`.
 class ExpertCache {
  public:
-  /// Takes the slots' memory from `cache`'s consumer. `cache` and the weights outlive the answer. PeerCache's
-  /// own promotions obey no cap: give its `peer_policy` the admission `on_request` to leave them to the
-  /// rebalancer. Errors: invalid_argument (names the field, value and limit), not_found (a name),
-  /// out_of_memory, unavailable.
+  /// Takes the slots' memory from `cache`'s consumer. `cache` and the weights outlive the answer.
+  /// Errors: invalid_argument (names the field, value and limit), not_found (a name), out_of_memory,
+  /// unavailable.
   [[nodiscard]] static Result<std::unique_ptr<ExpertCache>> create(PeerCache& cache,
                                                                    ExpertCacheConfig config);
 
-  /// Waits for its GPU work. Requires: no step is open.
+  /// Waits for its GPU work, and until nothing of the PeerCache's reads the weights. Requires: no step is
+  /// open.
   ~ExpertCache();
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
 
   // --- weights -----------------------------------------------------------------------------------
 
+  /// Pins a range of the caller's memory for as long as the cache lives, a mapped file for example: copies
+  /// from memory that is not pinned work, slower. Errors: those of `Backend::register_host`.
+  Status pin_weights(std::byte* address, std::uint64_t bytes);
+
   /// Makes an expert known by the addresses of its tensors in host memory, in the description's order. They
   /// are read in place, for as long as the cache lives. Errors: invalid_argument (no such layer or expert, it
-  /// is known already, a null tensor, another number of tensors), out_of_memory (of the PeerCache's objects,
-  /// or while pinning).
+  /// is known already, a null tensor, another number of tensors), out_of_memory (of the PeerCache's objects).
   Status add_expert(std::uint32_t layer, std::uint32_t expert, std::span<const std::byte* const> tensors);
   /// The same where the tensors lie one behind the other as in a slot (`ModelDescription::tensor_offset`).
   Status add_expert(std::uint32_t layer, std::uint32_t expert, const std::byte* weights);

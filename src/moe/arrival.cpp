@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "moe/impl.hpp"
+
+/// How experts come: which wire carries each piece, in which order, and what a slot waits for before it is
+/// written.
+namespace harvest::moe {
+namespace {
+
+/// For how long a peer whose copy failed is not read from. The PeerCache takes what does not work out of
+/// service by itself; this bridges the time until it has seen it.
+constexpr TimeNs kAvoidNs = 1'000'000'000;
+
+std::size_t place(Wire wire) {
+  return static_cast<std::size_t>(wire);
+}
+
+}  // namespace
+
+void ExpertCache::Impl::settle() {
+  for (const FailedFlight& flight : lanes_.settle()) {
+    ++stats_.failed_arrivals;
+    if (flight.source >= 0)
+      avoid_until_ns_[static_cast<std::size_t>(flight.source)] = backend_.now_ns() + kAvoidNs;
+    Slot& slot = slots_.at(flight.slot);
+    const bool lies_there = slot.content == flight.content && slot.expert != kNone;
+    // Of a content that has gone nobody remembers whether a step had it.
+    if (!lies_there || slot.delivered) failed_expert_ = flight.expert;
+    if (lies_there) slot.broken = true;
+  }
+  if (lanes_.any_under_way()) return;
+  for (TimeNs& until : busy_until_ns_) until = std::min(until, backend_.now_ns());
+}
+
+bool ExpertCache::Impl::is_here(const Slot& slot) const {
+  return slot.pieces == experts_[slot.expert].pieces && !slot.broken && lanes_.ended(slot.flights);
+}
+
+bool ExpertCache::Impl::is_on_peers(const Piece& piece) const {
+  const Tier tier = cache_.locate(piece.key);
+  return tier == Tier::peer || tier == Tier::local;
+}
+
+TimeNs ExpertCache::Impl::wire_ns(Wire wire, std::uint64_t bytes) const {
+  return static_cast<TimeNs>(static_cast<double>(bytes) * ns_per_byte_[place(wire)]);
+}
+
+void ExpertCache::Impl::vacate(std::uint32_t slot) {
+  Slot& left = slots_.at(slot);
+  if (left.expert == kNone) return;
+  Expert& expert = experts_[left.expert];
+  if (left.guessed) {
+    const auto pieces = pieces_of(expert).first(left.pieces);
+    for (const Piece& piece : pieces) stats_.wasted_bytes += piece.bytes;
+  }
+  expert.slot = kNone;
+  slots_.empty(slot, expert.layer);
+}
+
+void ExpertCache::Impl::occupy(std::uint32_t slot, std::uint32_t expert, double value) {
+  vacate(slot);
+  slots_.fill(slot, expert, experts_[expert].layer, value);
+  experts_[expert].slot = slot;
+}
+
+/// Before the first copy into a slot on a lane: behind all work that reads or writes what lay there before.
+void ExpertCache::Impl::prepare(std::uint32_t number, std::size_t lane) {
+  Slot& slot = slots_.at(number);
+  if ((slot.ready_lanes >> lane & 1U) != 0) return;
+  slot.ready_lanes = static_cast<std::uint8_t>(slot.ready_lanes | 1U << lane);
+  for (const Use& use : slot.uses)
+    if (use.event != kNone) lanes_.order(lanes_.stream(lane), uses_.event(use.event));
+  lanes_.order(lanes_.stream(lane), slot.earlier_flights, lane);
+}
+
+ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceId source) {
+  for (std::size_t i = 0; i < groups_used_; ++i)
+    if (groups_[i].lane == lane && groups_[i].source == source) return groups_[i];
+  if (groups_used_ == groups_.size()) groups_.emplace_back();
+  Group& group = groups_[groups_used_++];
+  group.lane = lane;
+  group.source = source;
+  group.copies.clear();
+  group.leases = lanes_.take_leases();
+  return group;
+}
+
+/// Chooses the way of one piece: of wires that could bring it the one that would be done with it first.
+void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece) {
+  Slot& slot = slots_.at(number);
+  const TimeNs now = backend_.now_ns();
+  for (TimeNs& until : busy_until_ns_) until = std::max(until, now);
+  const TimeNs by_host = busy_until_ns_[place(Wire::host)] + wire_ns(Wire::host, piece.bytes);
+  const TimeNs by_peers = busy_until_ns_[place(Wire::peers)] + wire_ns(Wire::peers, piece.bytes);
+  const bool on_peers = is_on_peers(piece);
+  const bool peers_first = !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
+
+  Wire wire = Wire::host;
+  Tier from = Tier::host;
+  DeviceId source = kHost;
+  Copy copy{memory_ + number * slot_bytes_ + piece.offset, piece.source, piece.bytes};
+  std::size_t lane = kLanes;
+  Lease lease;
+  if (on_peers && peers_first) {
+    lane = lanes_.next_lane(Wire::peers);
+    lease = cache_.acquire(piece.key, lanes_.lease_stream());
+    const bool good =
+        lease && lease.tier() != Tier::host &&
+        (lease.device() < 0 || avoid_until_ns_[static_cast<std::size_t>(lease.device())] <= now);
+    if (good) {
+      wire = Wire::peers;
+      from = lease.tier();
+      source = lease.device();
+      copy.source = lease.data();
+    } else {
+      lease.release();
+    }
+  }
+  if (wire == Wire::host) {
+    lane = lanes_.next_lane(Wire::host);
+    if (!on_peers) reserved_host_ns_ = std::max<TimeNs>(0, reserved_host_ns_ - wire_ns(wire, piece.bytes));
+  }
+  busy_until_ns_[place(wire)] += wire_ns(wire, piece.bytes);
+  ready_ns_[number] = std::max(ready_ns_[number], busy_until_ns_[place(wire)]);
+  if (slot.from == Tier::none || from > slot.from) slot.from = from;
+  Group& group = group_for(lane, source);
+  group.copies.push_back(copy);
+  if (lease) group.leases.push_back(std::move(lease));
+}
+
+/// Gives one group to its lane. What the peers' wire refuses comes over the host's.
+Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
+  Slot& slot = slots_.at(number);
+  const DeviceId consumer = cache_.config().consumer;
+  prepare(number, group.lane);
+  Status given = backend_.copy(lanes_.stream(group.lane), {group.source, consumer}, group.copies);
+  if (!given && group.source != kHost) {
+    if (group.source != consumer)
+      avoid_until_ns_[static_cast<std::size_t>(group.source)] = backend_.now_ns() + kAvoidNs;
+    group.leases.clear();
+    const std::uint64_t slot_offset = number * slot_bytes_;
+    for (Copy& copy : group.copies) {
+      const auto offset = static_cast<std::uint64_t>(copy.destination - memory_) - slot_offset;
+      const auto pieces = pieces_of(experts_[slot.expert]);
+      copy.source = std::find_if(pieces.begin(), pieces.end(), [&](const Piece& piece) {
+                      return piece.offset == offset;
+                    })->source;
+    }
+    group.source = kHost;
+    slot.from = Tier::host;
+    given = backend_.copy(lanes_.stream(group.lane), {kHost, consumer}, group.copies);
+  }
+  if (!given) return given;
+  const Tier from = group.source == kHost ? Tier::host : group.source == consumer ? Tier::local : Tier::peer;
+  auto& bytes = why == Why::demand ? stats_.demand_bytes : stats_.prefetched_bytes;
+  for (const Copy& copy : group.copies) bytes[static_cast<std::size_t>(from)] += copy.bytes;
+
+  Flight flight;
+  flight.slot = number;
+  flight.content = slot.content;
+  flight.expert = slot.expert;
+  flight.source = group.source;
+  flight.leases = std::move(group.leases);
+  slot.flights[group.lane] = lanes_.depart(group.lane, std::move(flight));
+  if (slot.flights[group.lane] != 0) return {};
+  slot.broken = true;
+  return fail(ErrorCode::unavailable,
+              fmt::format("device {} has no event to tell when a copy ends", consumer));
+}
+
+/// Gives the next pieces of a slot's expert, up to `pieces` of them all, to lanes.
+Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why) {
+  Slot& slot = slots_.at(number);
+  if (slot.broken) slots_.restart(number);
+  const auto all = pieces_of(experts_[slot.expert]);
+  groups_used_ = 0;
+  for (std::uint32_t i = slot.pieces; i < pieces; ++i) load(number, all[i]);
+  Status status;
+  for (std::size_t i = 0; i < groups_used_; ++i)
+    if (Status given = submit(number, groups_[i], why); !given) status = given;
+  slot.pieces = pieces;
+  if (!status) slot.broken = true;
+  if (why == Why::demand) demand_until_ns_ = busy_until_ns_;
+  return status;
+}
+
+/// Begins the copies of all entries of a step that have a slot and are not here: first those that are on
+/// peers altogether, since the others wait for the slower wire anyway. Then sorts them by when they are
+/// expected.
+Status ExpertCache::Impl::bring_all(Step& step) {
+  const auto coming = std::span(step.entries).subspan(step.here, step.waiting - step.here);
+  const auto is_under_way = [&](const Entry& entry) {
+    const Slot& slot = slots_.at(entry.slot);
+    return !slot.broken && slot.pieces > 0;
+  };
+  const auto host_ns = [&](const Entry& entry) {
+    TimeNs ns = 0;
+    for (const Piece& piece :
+         pieces_of(experts_[entry.expert]).subspan(is_under_way(entry) ? slots_.at(entry.slot).pieces : 0))
+      if (!is_on_peers(piece)) ns += wire_ns(Wire::host, piece.bytes);
+    return ns;
+  };
+  reserved_host_ns_ = 0;
+  order_.clear();
+  for (const Entry& entry : coming) {
+    const TimeNs ns = host_ns(entry);
+    reserved_host_ns_ += ns;
+    order_.push_back({is_under_way(entry) ? -1 : ns, entry});
+  }
+  std::stable_sort(order_.begin(), order_.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (std::size_t i = 0; i < coming.size(); ++i) coming[i] = order_[i].second;
+
+  for (Entry& entry : coming) {
+    const Slot& slot = slots_.at(entry.slot);
+    if (!is_under_way(entry)) ready_ns_[entry.slot] = 0;
+    const std::uint32_t pieces = experts_[entry.expert].pieces;
+    if (slot.pieces == pieces && !slot.broken) continue;
+    if (Status status = bring(entry.slot, pieces, Why::demand); !status) return status;
+  }
+  std::stable_sort(coming.begin(), coming.end(),
+                   [&](const Entry& a, const Entry& b) { return ready_ns_[a.slot] < ready_ns_[b.slot]; });
+  return {};
+}
+
+}  // namespace harvest::moe

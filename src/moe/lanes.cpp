@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "moe/lanes.hpp"
+
+#include <utility>
+
+namespace harvest::moe {
+namespace {
+
+constexpr int kRecordAttempts = 1000;
+constexpr TimeNs kRecordPauseNs = 1'000'000;
+
+}  // namespace
+
+Lanes::~Lanes() {
+  close();
+  for (const StreamId stream : streams_)
+    if (stream != StreamId::none) static_cast<void>(backend_.destroy_stream(stream));
+  if (lease_stream_ != StreamId::none) static_cast<void>(backend_.destroy_stream(lease_stream_));
+}
+
+Status Lanes::open(DeviceId consumer) {
+  const auto create = [&](StreamId& stream) -> Status {
+    const auto created = backend_.create_stream(consumer);
+    if (!created) return tl::unexpected(created.error());
+    stream = *created;
+    return {};
+  };
+  for (StreamId& stream : streams_)
+    if (Status status = create(stream); !status) return status;
+  return create(lease_stream_);
+}
+
+void Lanes::close() {
+  for (Lane& lane : lanes_) {
+    for (const Flight& flight : lane.flights) {
+      static_cast<void>(backend_.wait_event(flight.event, kNever));
+      backend_.release_event(flight.event);
+    }
+    lane.ended += lane.flights.size();
+    lane.flights.clear();
+  }
+}
+
+std::size_t Lanes::next_lane(Wire wire) {
+  const auto number = static_cast<std::size_t>(wire);
+  turn_[number] = (turn_[number] + 1) % kLanesOfWire;
+  return number * kLanesOfWire + turn_[number];
+}
+
+std::optional<EventId> Lanes::record(StreamId stream) {
+  for (int attempt = 0; attempt < kRecordAttempts; ++attempt) {
+    const auto event = backend_.record_event(stream);
+    if (event) return *event;
+    if (event.error().code != ErrorCode::out_of_memory) break;
+    backend_.sleep_until(backend_.now_ns() + kRecordPauseNs);
+  }
+  return std::nullopt;
+}
+
+std::uint64_t Lanes::depart(std::size_t number, Flight flight) {
+  const auto event = record(streams_[number]);
+  if (!event) return 0;
+  flight.event = *event;
+  Lane& lane = lanes_[number];
+  lane.flights.push_back(std::move(flight));
+  return lane.ended + lane.flights.size();
+}
+
+std::vector<Lease> Lanes::take_leases() {
+  if (spare_leases_.empty()) return {};
+  std::vector<Lease> leases = std::move(spare_leases_.back());
+  spare_leases_.pop_back();
+  return leases;
+}
+
+const std::vector<FailedFlight>& Lanes::settle() {
+  failed_.clear();
+  for (Lane& lane : lanes_) {
+    while (!lane.flights.empty()) {
+      Flight& flight = lane.flights.front();
+      const EventState state = backend_.query_event(flight.event);
+      if (state == EventState::pending) break;
+      if (state == EventState::failed)
+        failed_.push_back({flight.slot, flight.content, flight.expert, flight.source});
+      backend_.release_event(flight.event);
+      flight.leases.clear();
+      spare_leases_.push_back(std::move(flight.leases));
+      lane.flights.pop_front();
+      ++lane.ended;
+    }
+  }
+  return failed_;
+}
+
+bool Lanes::any_under_way() const {
+  for (const Lane& lane : lanes_)
+    if (!lane.flights.empty()) return true;
+  return false;
+}
+
+bool Lanes::ended(const FlightNumbers& numbers) const {
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    if (numbers[lane] > lanes_[lane].ended) return false;
+  return true;
+}
+
+EventId Lanes::event_of(std::size_t number, std::uint64_t flight) const {
+  const Lane& lane = lanes_[number];
+  return lane.flights[flight - lane.ended - 1].event;
+}
+
+void Lanes::order(StreamId stream, EventId event) {
+  if (backend_.stream_wait(stream, event)) return;
+  static_cast<void>(backend_.wait_event(event, kNever));
+}
+
+void Lanes::order(StreamId stream, const FlightNumbers& numbers, std::size_t except) {
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    if (lane != except && numbers[lane] > lanes_[lane].ended) order(stream, event_of(lane, numbers[lane]));
+}
+
+void Lanes::wait(const FlightNumbers& numbers) {
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    if (numbers[lane] > lanes_[lane].ended)
+      static_cast<void>(backend_.wait_event(event_of(lane, numbers[lane]), kNever));
+}
+
+}  // namespace harvest::moe

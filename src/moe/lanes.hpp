@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <harvest/peer_cache.hpp>
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <vector>
+
+/// The streams that bring experts to their slots. Peers and host are two wires; each has two lanes, so that
+/// one copy's latency hides behind another's bytes.
+namespace harvest::moe {
+
+enum class Wire : std::uint8_t { peers, host };
+inline constexpr std::size_t kWires = 2;
+inline constexpr std::size_t kLanesOfWire = 2;
+inline constexpr std::size_t kLanes = kWires * kLanesOfWire;
+
+/// Copies into one slot on one lane, with the event behind them. Flights of a lane end in order and are
+/// numbered from 1, so that a number says all about an end.
+struct Flight {
+  EventId event = EventId::none;
+  std::uint32_t slot = 0;
+  std::uint64_t content = 0;  ///< which of the slot's contents this is a part of
+  std::uint32_t expert = 0;
+  DeviceId source = kHost;
+  std::vector<Lease> leases;  ///< hold the peers' copies until they are read
+};
+
+/// A flight that did not arrive.
+struct FailedFlight {
+  std::uint32_t slot = 0;
+  std::uint64_t content = 0;
+  std::uint32_t expert = 0;
+  DeviceId source = kHost;
+};
+
+/// Numbers of flights, the last of each lane; 0: none.
+using FlightNumbers = std::array<std::uint64_t, kLanes>;
+
+class Lanes {
+ public:
+  explicit Lanes(Backend& backend) : backend_(backend) {}
+  ~Lanes();
+  Lanes(const Lanes&) = delete;
+  Lanes& operator=(const Lanes&) = delete;
+
+  /// Errors: those of `Backend::create_stream`.
+  [[nodiscard]] Status open(DeviceId consumer);
+  /// Waits for all flights. Nothing departs any more.
+  void close();
+
+  [[nodiscard]] StreamId stream(std::size_t lane) const { return streams_[lane]; }
+  /// A stream that never gets work. Leases name it: a PeerCache may record events on the stream of a lease,
+  /// and an event between a copy and its flight's own would take the news that the copy failed.
+  [[nodiscard]] StreamId lease_stream() const { return lease_stream_; }
+  /// The lane of `wire` that carries the next piece.
+  [[nodiscard]] std::size_t next_lane(Wire wire);
+
+  /// Copies were given to the lane's stream: records their end. Answers the flight's number; 0 if the device
+  /// can give no event any more, and then nobody can say when they end.
+  [[nodiscard]] std::uint64_t depart(std::size_t lane, Flight flight);
+  /// A vector for the leases of a flight, with room from an earlier one.
+  [[nodiscard]] std::vector<Lease> take_leases();
+
+  /// Takes out the flights that have ended, and answers those that failed. Good until the next call.
+  const std::vector<FailedFlight>& settle();
+  [[nodiscard]] bool any_under_way() const;
+  [[nodiscard]] bool ended(const FlightNumbers& numbers) const;
+
+  /// Orders `stream` behind the flights; where the device cannot be told, waits here. Of its own lane a
+  /// stream need not wait: `except`.
+  void order(StreamId stream, const FlightNumbers& numbers, std::size_t except = kLanes);
+  void order(StreamId stream, EventId event);
+  /// Waits here.
+  void wait(const FlightNumbers& numbers);
+  /// An event behind the work of a stream that must not be lost sight of: where the driver has none to give
+  /// now, asks again for up to a second. Nothing if it has none then, or the stream is being captured.
+  [[nodiscard]] std::optional<EventId> record(StreamId stream);
+
+ private:
+  struct Lane {
+    std::deque<Flight> flights;  ///< the first has number `ended + 1`
+    std::uint64_t ended = 0;
+  };
+  [[nodiscard]] EventId event_of(std::size_t lane, std::uint64_t number) const;
+
+  Backend& backend_;
+  std::array<StreamId, kLanes> streams_{};
+  StreamId lease_stream_ = StreamId::none;
+  std::array<Lane, kLanes> lanes_{};
+  std::array<std::size_t, kWires> turn_{};
+  std::vector<std::vector<Lease>> spare_leases_;
+  std::vector<FailedFlight> failed_;
+};
+
+}  // namespace harvest::moe

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/assert.hpp"
+#include "moe/impl.hpp"
+
+/// Demand: what a layer step needs, gets, and leaves behind.
+namespace harvest::moe {
+namespace {
+
+/// What goes before everything that decode may need. Of these the latest goes first: prefill passes over the
+/// layers again and again, and of a cycle that does not fit only what stays at rest is there the next time.
+constexpr double kExpendable = -1e18;
+constexpr std::size_t kSlotsOfPrefill = 4;
+constexpr double kIdleLearningRate = 1.0 / 16.0;
+
+}  // namespace
+
+Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<const std::uint32_t> experts,
+                                               StreamId stream, Phase phase) {
+  MutexLock lock(mutex_);
+  const auto free = std::find_if(steps_.begin(), steps_.end(), [](const Step& step) { return !step.open; });
+  if (free == steps_.end())
+    return fail(ErrorCode::busy, fmt::format("{} steps are open, the limit is {}", kMostSteps, kMostSteps));
+  Step& step = *free;
+  step.layer = layer;
+  step.phase = phase;
+  step.stream = stream;
+  settle();
+  if (Status status = name_experts(step, experts); !status) return tl::unexpected(status.error());
+  if (step.here < step.entries.size()) {
+    if (const auto device = backend_.stream_device(stream); !device || *device != cache_.config().consumer)
+      return fail(ErrorCode::invalid_argument,
+                  device ? fmt::format("stream {} is of device {}, the consumer is {}",
+                                       static_cast<std::uint32_t>(stream), *device, cache_.config().consumer)
+                         : device.error().message);
+  }
+  const TimeNs now = backend_.now_ns();
+  for (std::size_t wire = 0; wire < kWires; ++wire) {
+    const auto idle = static_cast<double>(std::max<TimeNs>(0, now - demand_until_ns_[wire]));
+    idle_ns_[wire] += static_cast<TimeNs>(kIdleLearningRate * (idle - static_cast<double>(idle_ns_[wire])));
+    demand_until_ns_[wire] = std::max(now, busy_until_ns_[wire]);
+  }
+  if (phase == Phase::decode) note_use(step);
+  step.open = true;
+  step.next = 0;
+  step.status = {};
+  for (Entry& entry : step.entries)
+    if (entry.slot != kNone) slots_.add_step(entry.slot, layer);
+  ++stats_.steps;
+  if (step.here < step.entries.size()) {
+    give_slots(step, phase == Phase::prefill);
+    if (predictor_ != nullptr && phase == Phase::decode)
+      for (const Entry& entry : step.entries) stats_.absent_needed += entry.brought ? 1 : 0;
+    if (step.waiting == 0) {
+      close(step);
+      return fail(ErrorCode::busy, fmt::format("all {} slots are in open steps", slot_count_));
+    }
+    if (Status status = bring_all(step); !status) {
+      close(step);
+      return tl::unexpected(status.error());
+    }
+  }
+  if (phase == Phase::decode) ask_predictor(layer, step.entries);
+  pump();
+  return static_cast<std::uint32_t>(&step - steps_.data());
+}
+
+/// Lists each expert once: those that are here, those that are coming, those that are absent.
+Status ExpertCache::Impl::name_experts(Step& step, std::span<const std::uint32_t> experts) {
+  step.entries.clear();
+  ++marks_;
+  for (const std::uint32_t number : experts) {
+    if (Status status = check_expert(step.layer, number); !status) return status;
+    Expert& expert = experts_[index_of(step.layer, number)];
+    if (expert.pieces == 0)
+      return fail(ErrorCode::not_found,
+                  fmt::format("expert {} of layer {} was not added", number, step.layer));
+    if (expert.mark == marks_) continue;
+    expert.mark = marks_;
+    const bool here = expert.slot != kNone && is_here(slots_.at(expert.slot));
+    step.entries.push_back({index_of(step.layer, number), expert.slot, here});
+  }
+  const auto rank = [](const Entry& entry) { return entry.here ? 0 : entry.slot != kNone ? 1 : 2; };
+  std::size_t here = 0;
+  std::size_t slotted = 0;
+  for (const Entry& entry : step.entries) {
+    here += rank(entry) == 0 ? 1 : 0;
+    slotted += rank(entry) < 2 ? 1 : 0;
+  }
+  step.here = here;
+  step.waiting = slotted;
+  if (here < step.entries.size())
+    std::sort(step.entries.begin(), step.entries.end(), [&](const Entry& a, const Entry& b) {
+      return rank(a) != rank(b) ? rank(a) < rank(b) : a.expert < b.expert;
+    });
+  return {};
+}
+
+double ExpertCache::Impl::frequency_of(const Expert& expert) const {
+  const std::uint32_t passes = layer_pass_[expert.layer] - expert.last_use_pass;
+  return passes < decay_.size() ? static_cast<double>(expert.frequency * decay_[passes]) : 0.0;
+}
+
+void ExpertCache::Impl::note_use(const Step& step) {
+  ++step_clock_;
+  layer_step_[step.layer] = step_clock_;
+  ++layer_pass_[step.layer];
+  for (const Entry& entry : step.entries) {
+    Expert& expert = experts_[entry.expert];
+    expert.frequency = static_cast<float>(frequency_of(expert)) + (1.0F - decay_[1]);
+    expert.last_use_pass = layer_pass_[step.layer];
+    expert.last_use_step = step_clock_;
+  }
+}
+
+double ExpertCache::Impl::value_of(const Expert& expert) const {
+  return slot_value_({.layers = config_.model.layers,
+                      .step = layer_step_[expert.layer],
+                      .last_use_step = expert.last_use_step,
+                      .passes_since_use = layer_pass_[expert.layer] - expert.last_use_pass,
+                      .frequency = frequency_of(expert)});
+}
+
+/// As many of those that wait as there are slots whose content may go. Prefill goes through a few slots
+/// rather than take what decode has learnt to keep.
+void ExpertCache::Impl::give_slots(Step& step, bool spare_decode) {
+  const auto holds = std::count_if(step.entries.begin(), step.entries.end(),
+                                   [](const Entry& entry) { return entry.slot != kNone && !entry.released; });
+  for (auto held = static_cast<std::size_t>(holds); step.waiting < step.entries.size();
+       ++step.waiting, ++held) {
+    const std::uint32_t slot = slots_.next_victim();
+    if (slot == kNone) return;
+    const bool decodes = slots_.at(slot).expert != kNone && !slots_.at(slot).expendable;
+    if (spare_decode && decodes && held >= kSlotsOfPrefill) return;
+    Entry& entry = step.entries[step.waiting];
+    occupy(slot, entry.expert, value_of(experts_[entry.expert]));
+    ready_ns_[slot] = 0;
+    slots_.add_step(slot, step.layer);
+    entry.slot = slot;
+    entry.brought = true;
+  }
+}
+
+void ExpertCache::Impl::note_last_use(Slot& slot, StreamId stream, std::uint32_t event) {
+  for (Use& use : slot.uses) {
+    if (use.event != kNone && use.stream != stream) continue;
+    if (use.event != kNone) uses_.drop(use.event);
+    uses_.hold(event);
+    use = {stream, event};
+    return;
+  }
+  // More streams than places: this one's event then stands for the last one's too, since it comes behind it.
+  Use& last = slot.uses.back();
+  static_cast<void>(backend_.wait_event(uses_.event(last.event), kNever));
+  uses_.drop(last.event);
+  uses_.hold(event);
+  last = {stream, event};
+}
+
+void ExpertCache::Impl::release(Step& step, Entry& entry, std::uint32_t use) {
+  if (entry.slot == kNone || entry.released) return;
+  entry.released = true;
+  if (use != kNone) note_last_use(slots_.at(entry.slot), step.stream, use);
+  slots_.end_step(entry.slot, step.layer);
+}
+
+/// The experts before `step.next` have their work in the stream. If others wait for a slot, one of theirs is
+/// refilled.
+void ExpertCache::Impl::refill(Step& step) {
+  if (step.waiting == step.entries.size() || step.next == 0 || !step.status) return;
+  const auto event = lanes_.record(step.stream);
+  if (!event) {
+    step.status =
+        fail(ErrorCode::unavailable, "the step's stream has no event to tell when an expert's work ends");
+    return;
+  }
+  const std::uint32_t use = uses_.add(*event);
+  release(step, step.entries[step.next - 1], use);
+  uses_.drop(use);
+  const std::size_t first = step.waiting;
+  give_slots(step, step.phase == Phase::prefill);
+  for (std::size_t i = first; i < step.waiting; ++i)
+    if (Status status = bring(step.entries[i].slot, experts_[step.entries[i].expert].pieces, Why::demand);
+        !status)
+      step.status = status;
+}
+
+bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
+  if (entry.slot == kNone) {
+    step.status = fail(ErrorCode::busy, fmt::format("all {} slots are in open steps", slot_count_));
+    return false;
+  }
+  Slot& slot = slots_.at(entry.slot);
+  if (slot.broken && !slot.delivered)
+    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
+      step.status = status;
+  if (!step.status) return false;
+  if (!lanes_.ended(slot.flights)) {
+    lanes_.order(step.stream, slot.flights);
+    for (std::size_t lane = 0; lane < kLanes; ++lane)
+      delivered_[lane] = std::max(delivered_[lane], slot.flights[lane]);
+  }
+  slot.delivered = true;
+  if (slot.guessed) ++stats_.guesses_used;
+  slot.guessed = false;
+  const Tier from = entry.here ? Tier::local : slot.from;
+  answer = {experts_[entry.expert].number, entry.slot, memory_ + entry.slot * slot_bytes_, from};
+  ++stats_.layers[step.layer][static_cast<std::size_t>(step.phase)].experts[static_cast<std::size_t>(from)];
+  return true;
+}
+
+const ReadyExpert* ExpertCache::Impl::next(std::uint32_t number) {
+  MutexLock lock(mutex_);
+  Step& step = steps_[number];
+  settle();
+  refill(step);
+  if (step.next == step.entries.size() || !step.status) return nullptr;
+  if (!deliver(step, step.entries[step.next], step.answer)) return nullptr;
+  ++step.next;
+  return &step.answer;
+}
+
+Result<std::span<const ReadyExpert>> ExpertCache::Impl::all(std::uint32_t number) {
+  MutexLock lock(mutex_);
+  Step& step = steps_[number];
+  settle();
+  const std::size_t first = step.waiting;
+  give_slots(step, false);
+  for (std::size_t i = first; i < step.waiting; ++i)
+    if (Status status = bring(step.entries[i].slot, experts_[step.entries[i].expert].pieces, Why::demand);
+        !status)
+      step.status = status;
+  if (step.waiting < step.entries.size())
+    return fail(ErrorCode::out_of_memory,
+                fmt::format("the step has {} experts, and there are slots for {}; take them one by one",
+                            step.entries.size(), step.waiting));
+  step.table.clear();
+  for (Entry& entry : step.entries) {
+    ReadyExpert ready;
+    if (!deliver(step, entry, ready)) return tl::unexpected(step.status.error());
+    step.table.push_back(ready);
+  }
+  step.next = step.entries.size();
+  return std::span<const ReadyExpert>(step.table);
+}
+
+/// The step's layer has passed: what its experts in slots are worth until it comes again.
+void ExpertCache::Impl::judge_layer(const Step& step) {
+  const double expendable = kExpendable - static_cast<double>(stats_.steps);
+  if (step.phase == Phase::prefill) {
+    for (const Entry& entry : step.entries) {
+      if (!entry.brought || entry.slot == kNone || slots_.at(entry.slot).expert != entry.expert) continue;
+      slots_.at(entry.slot).expendable = true;
+      slots_.set_value(entry.slot, step.layer, expendable);
+    }
+    return;
+  }
+  for (const std::uint32_t number : slots_.of_layer(step.layer)) {
+    Slot& slot = slots_.at(number);
+    const Expert& expert = experts_[slot.expert];
+    if (expert.last_use_step == layer_step_[step.layer])
+      slot.expendable = false;
+    else if (slot.guessed)
+      slot.expendable = true;
+    slots_.set_value(number, step.layer, slot.expendable ? expendable : value_of(expert));
+  }
+}
+
+void ExpertCache::Impl::close(Step& step) {
+  std::uint32_t use = kNone;
+  if (step.next > 0) {
+    const auto event = lanes_.record(step.stream);
+    // None from a stream that is being captured, which runs nothing now, or is lost, which runs nothing any
+    // more.
+    if (event) use = uses_.add(*event);
+  }
+  for (Entry& entry : step.entries) release(step, entry, use);
+  if (use != kNone) uses_.drop(use);
+  judge_layer(step);
+  step.open = false;
+}
+
+Status ExpertCache::Impl::end(std::uint32_t number) {
+  MutexLock lock(mutex_);
+  Step& step = steps_[number];
+  close(step);
+  pump();
+  return step.status;
+}
+
+std::size_t ExpertCache::Impl::size_of(std::uint32_t step) {
+  MutexLock lock(mutex_);
+  return steps_[step].entries.size();
+}
+
+std::size_t ExpertCache::Impl::resident_of(std::uint32_t step) {
+  MutexLock lock(mutex_);
+  return steps_[step].here;
+}
+
+Status ExpertCache::Impl::confirm() {
+  MutexLock lock(mutex_);
+  lanes_.wait(delivered_);
+  settle();
+  if (failed_expert_ == kNone) return {};
+  const Expert& expert = experts_[failed_expert_];
+  failed_expert_ = kNone;
+  return fail(
+      ErrorCode::copy_failed,
+      fmt::format("a copy of expert {} of layer {} failed in flight: what was computed since the last "
+                  "confirm is worth nothing",
+                  expert.number, expert.layer));
+}
+
+}  // namespace harvest::moe

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <harvest/moe/predictor.hpp>
+
+#include <array>
+
+#include "moe/predictors.hpp"
+
+namespace harvest::moe {
+namespace {
+
+class NoPredictor final : public Predictor {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "none"; }
+  void observe(std::uint32_t, std::span<const std::uint32_t>) override {}
+  void predict(std::uint32_t, std::vector<Guess>&) const override {}
+};
+
+struct Choice {
+  std::string_view name;
+  std::unique_ptr<Predictor> (*make)(const ModelDescription&);
+};
+constexpr std::array kChoices{
+    Choice{"none",
+           [](const ModelDescription&) -> std::unique_ptr<Predictor> {
+             return std::make_unique<NoPredictor>();
+           }},
+    Choice{"next_layer", make_next_layer_predictor},
+    Choice{"sequence", make_sequence_predictor},
+};
+
+constexpr auto kNames = [] {
+  std::array<std::string_view, kChoices.size()> names;
+  for (std::size_t i = 0; i < names.size(); ++i) names[i] = kChoices[i].name;
+  return names;
+}();
+
+}  // namespace
+
+std::span<const std::string_view> predictor_names() {
+  return kNames;
+}
+
+Result<std::unique_ptr<Predictor>> make_predictor(std::string_view name, const ModelDescription& model) {
+  if (Status status = model.validate(); !status) return tl::unexpected(status.error());
+  for (const Choice& choice : kChoices)
+    if (choice.name == name) return choice.make(model);
+  return fail(ErrorCode::not_found,
+              fmt::format("no predictor '{}'; known are {}", name, fmt::join(kNames, ", ")));
+}
+
+}  // namespace harvest::moe

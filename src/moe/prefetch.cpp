@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "moe/impl.hpp"
+
+/// Guesses: what is brought before it is needed, into slots whose content is worth less, on wires that nobody
+/// waits for.
+namespace harvest::moe {
+namespace {
+
+constexpr std::size_t kMostRequests = 4096;
+
+}  // namespace
+
+Result<PrefetchId> ExpertCache::Impl::prefetch(std::uint32_t layer, std::span<const std::uint32_t> experts,
+                                               double probability, TimeNs deadline_ns) {
+  MutexLock lock(mutex_);
+  if (!(probability >= 0 && probability <= 1))
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("probability is {}, the limits are 0 and 1", probability));
+  for (const std::uint32_t expert : experts) {
+    if (Status status = check_expert(layer, expert); !status) return tl::unexpected(status.error());
+    if (experts_[index_of(layer, expert)].pieces == 0)
+      return fail(ErrorCode::not_found, fmt::format("expert {} of layer {} was not added", expert, layer));
+  }
+  if (requests_.size() + experts.size() > kMostRequests)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("{} experts are asked for ahead of time, the limit is {}",
+                            requests_.size() + experts.size(), kMostRequests));
+  const auto id = static_cast<PrefetchId>(next_request_++);
+  for (const std::uint32_t expert : experts)
+    requests_.push_back({id, index_of(layer, expert), probability, deadline_ns});
+  settle();
+  pump();
+  return id;
+}
+
+Status ExpertCache::Impl::cancel(PrefetchId id) {
+  MutexLock lock(mutex_);
+  const auto gone = id == PrefetchId::none
+                        ? 0
+                        : std::erase_if(requests_, [&](const Request& request) { return request.id == id; });
+  if (gone > 0) return {};
+  return fail(ErrorCode::not_found, fmt::format("prefetch {} is done, was cancelled, or was never asked for",
+                                                static_cast<std::uint64_t>(id)));
+}
+
+void ExpertCache::Impl::set_predictor(std::unique_ptr<Predictor> predictor) {
+  MutexLock lock(mutex_);
+  std::erase_if(requests_, [](const Request& request) { return request.id == PrefetchId::none; });
+  predictor_ = std::move(predictor);
+}
+
+/// What was guessed for layers that have come by now is replaced by new guesses.
+void ExpertCache::Impl::ask_predictor(std::uint32_t layer, std::span<const Entry> experts) {
+  if (predictor_ == nullptr) return;
+  observed_.clear();
+  for (const Entry& entry : experts) observed_.push_back(experts_[entry.expert].number);
+  predictor_->observe(layer, observed_);
+  std::erase_if(requests_, [](const Request& request) { return request.id == PrefetchId::none; });
+  const std::uint32_t ahead = std::min(config_.prefetch_layers, config_.model.layers - 1);
+  for (std::uint32_t i = 1; i <= ahead; ++i) {
+    const std::uint32_t next = (layer + i) % config_.model.layers;
+    guesses_.clear();
+    predictor_->predict(next, guesses_);
+    for (const Guess& guess : guesses_) {
+      if (guess.expert >= config_.model.experts || !(guess.probability >= config_.prefetch_probability))
+        continue;
+      const Expert& expert = experts_[index_of(next, guess.expert)];
+      const bool absent = expert.slot == kNone || !is_here(slots_.at(expert.slot));
+      if (expert.pieces > 0 && absent && requests_.size() < kMostRequests)
+        requests_.push_back({PrefetchId::none, index_of(next, guess.expert), guess.probability});
+    }
+  }
+}
+
+/// When a guess is right the expert is needed as if its layer had just passed and it had been used.
+double ExpertCache::Impl::value_of_guess(const Expert& expert, double probability) const {
+  const std::uint32_t layers = config_.model.layers;
+  const std::uint64_t comes = std::max(layer_step_[expert.layer] + layers, step_clock_ + 1);
+  return slot_value_({.layers = layers,
+                      .step = comes - std::min<std::uint64_t>(comes, layers),
+                      .last_use_step = step_clock_,
+                      .passes_since_use = 0,
+                      .frequency = std::max(frequency_of(expert), probability)});
+}
+
+/// Whether a guess may still be put on the wire: not so much that demand would wait for longer than the wire
+/// is idle between steps anyway.
+bool ExpertCache::Impl::has_time(Wire wire) const {
+  const auto number = static_cast<std::size_t>(wire);
+  const TimeNs window = config_.prefetch_window_ns > 0 ? config_.prefetch_window_ns : idle_ns_[number];
+  const TimeNs free_from = std::max(backend_.now_ns(), demand_until_ns_[number]);
+  return busy_until_ns_[number] - free_from < window;
+}
+
+void ExpertCache::Impl::pump() {
+  if (requests_.empty()) return;
+  const TimeNs now = backend_.now_ns();
+  std::erase_if(requests_, [&](const Request& request) { return request.deadline_ns <= now; });
+  std::stable_sort(requests_.begin(), requests_.end(),
+                   [](const Request& a, const Request& b) { return a.probability > b.probability; });
+  std::size_t done = 0;
+  while (done < requests_.size() && follow(requests_[done])) ++done;
+  requests_.erase(requests_.begin(), requests_.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+/// True if nothing more is to be done for the request; false if the wires have no time for it now.
+bool ExpertCache::Impl::follow(const Request& request) {
+  Expert& expert = experts_[request.expert];
+  if (expert.slot == kNone) {
+    if (!has_time(Wire::peers) && !has_time(Wire::host)) return false;
+    const std::uint32_t victim = slots_.next_victim();
+    if (victim == kNone) return false;
+    const double value = value_of_guess(expert, request.probability);
+    if (slots_.value_of(victim) >= value) return true;
+    occupy(victim, request.expert, value);
+    slots_.at(victim).guessed = true;
+    ready_ns_[victim] = 0;
+    ++stats_.guesses;
+  }
+  const Slot& slot = slots_.at(expert.slot);
+  while (slot.pieces < expert.pieces) {
+    const Piece& piece = pieces_of(expert)[slot.pieces];
+    const bool on_peers = is_on_peers(piece);
+    if (!has_time(on_peers ? Wire::peers : Wire::host)) return false;
+    if (!bring(expert.slot, slot.pieces + 1, Why::guess)) {
+      if (slots_.at(expert.slot).steps == 0) vacate(expert.slot);
+      return true;
+    }
+  }
+  return true;
+}
+
+}  // namespace harvest::moe
