@@ -287,6 +287,23 @@ TEST(OptionsTest, SayWhatCannotBe) {
   EXPECT_EQ(options.validate().error().message, "fault_rate is nan, it must be from 0 to 0.5");
 }
 
+TEST(WorldTest, ExpertsComeFromAllTiersAndSomeAreGuessed) {
+  Options options = small_options();
+  options.requests = 20;
+  options.local_bytes = 6 * Model(options.shape, 1).expert_bytes() + 4'096;
+  options.kernel_us = 50;
+  options.prefetch_probability = 0.05;
+  const Model model(options.shape, options.seed);
+  const auto outcome = serve(options, model, draw_requests(options), kSilent);
+  ASSERT_TRUE(outcome) << outcome.error().message;
+  EXPECT_EQ(outcome->experts.slots, 6U);
+  for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
+    EXPECT_GT(outcome->experts.experts(moe::Phase::decode, tier), 0U) << to_string(tier);
+  EXPECT_GT(outcome->experts.experts(moe::Phase::prefill, Tier::peer), 0U);
+  EXPECT_GT(outcome->experts.guesses_used, 0U);
+  EXPECT_EQ(outcome->server.redone, 0U);
+}
+
 TEST(WorldTest, ServesUnderOwnersAndFaultsWhatItServesWithout) {
   Options options = small_options();
   options.bursty_owners = true;
