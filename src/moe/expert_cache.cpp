@@ -121,20 +121,25 @@ Status ExpertCache::Impl::begin_life() {
   memory_ = *mapped;
 
   const Path* const from_host = topology.path(kHost, consumer);
-  if (from_host != nullptr)
-    ns_per_byte_[static_cast<std::size_t>(Wire::host)] = 1e9 / from_host->link.bandwidth_bytes_per_s;
+  if (from_host != nullptr) know_wire(Wire::host, from_host->link);
   for (const PoolStats& pool : cache_.stats().pools) {
-    if (pool.tier != Tier::peer) continue;
-    const Path* const path = topology.path(pool.device, consumer);
+    const Path* const path = pool.tier == Tier::peer ? topology.path(pool.device, consumer) : nullptr;
     if (path == nullptr) continue;
-    auto& ns = ns_per_byte_[static_cast<std::size_t>(Wire::peers)];
-    ns = std::max(ns, 1e9 / path->link.bandwidth_bytes_per_s);
+    know_wire(Wire::peers, path->link);
     wires_apart_ =
         path->link.kind != LinkKind::pcie || (from_host != nullptr && from_host->link.kind != LinkKind::pcie);
   }
   demand_until_ns_.fill(backend_.now_ns());
   allowance_at_ns_ = backend_.now_ns();
   return {};
+}
+
+/// Of several peers the slowest counts.
+void ExpertCache::Impl::know_wire(Wire wire, const LinkInfo& link) {
+  const auto number = static_cast<std::size_t>(wire);
+  ns_per_byte_[number] = std::max(ns_per_byte_[number], 1e9 / link.bandwidth_bytes_per_s);
+  // What a copy costs beside its bytes hides behind the bytes of the wire's other lanes.
+  if (kLanesOfWire[number] == 1) piece_ns_[number] = link.issue_ns + link.latency_ns;
 }
 
 ExpertCache::Impl::~Impl() {

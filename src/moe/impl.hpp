@@ -114,10 +114,21 @@ class ExpertCache::Impl {
     std::vector<Copy> copies;
     std::vector<Lease> leases;
   };
+  /// Lanes for the pieces of an expert, in turn; or, if `cut` is not 0, that many for the first and the rest
+  /// for the second.
+  struct Spread {
+    std::size_t first = 0;
+    std::size_t lanes = 1;
+    std::uint32_t cut = 0;
+    [[nodiscard]] std::size_t lane_of(std::uint32_t piece) const {
+      return Lanes::peer_lane(first, cut == 0 ? piece % lanes : piece < cut ? 0 : 1);
+    }
+  };
   enum class Why : std::uint8_t { demand, guess };
 
   Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue slot_value);
   Status begin_life();
+  void know_wire(Wire wire, const LinkInfo& link);
 
   // --- expert_cache.cpp
   [[nodiscard]] std::uint32_t index_of(std::uint32_t layer, std::uint32_t expert) const {
@@ -149,8 +160,9 @@ class ExpertCache::Impl {
   void occupy(std::uint32_t slot, std::uint32_t expert, double value) HARVEST_REQUIRES(mutex_);
   Status bring_all(Step& step) HARVEST_REQUIRES(mutex_);
   Status bring(std::uint32_t slot, std::uint32_t pieces, Why why) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] Spread spread_over_lanes(std::uint32_t pieces) HARVEST_REQUIRES(mutex_);
   void prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
-  void load(std::uint32_t slot, const Piece& piece) HARVEST_REQUIRES(mutex_);
+  void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers) HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);
   Group& group_for(std::size_t lane, DeviceId source) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] TimeNs wire_ns(Wire wire, std::uint64_t bytes) const;
@@ -174,7 +186,8 @@ class ExpertCache::Impl {
   std::uint32_t slot_count_ = 0;
   std::byte* memory_ = nullptr;
   std::array<double, kWires> ns_per_byte_{};
-  bool wires_apart_ = false;  ///< peers and host can carry at the same time
+  std::array<TimeNs, kWires> piece_ns_{};  ///< what each piece costs beside its bytes
+  bool wires_apart_ = false;               ///< peers and host can carry at the same time
   SlotValue slot_value_;
   std::vector<float> decay_;  ///< of a frequency, by passes
 

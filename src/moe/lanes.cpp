@@ -41,10 +41,8 @@ void Lanes::close() {
   }
 }
 
-std::size_t Lanes::next_lane(Wire wire) {
-  const auto number = static_cast<std::size_t>(wire);
-  turn_[number] = (turn_[number] + 1) % kLanesOfWire;
-  return number * kLanesOfWire + turn_[number];
+std::size_t Lanes::next_peer_lane(std::size_t count) {
+  return std::exchange(turn_, (turn_ + count) % kLanesOfWire[0]);
 }
 
 std::optional<EventId> Lanes::record(StreamId stream) {

@@ -15,8 +15,8 @@ namespace harvest::moe {
 
 enum class Wire : std::uint8_t { peers, host };
 inline constexpr std::size_t kWires = 2;
-inline constexpr std::size_t kLanesOfWire = 2;
-inline constexpr std::size_t kLanes = kWires * kLanesOfWire;
+inline constexpr std::array<std::size_t, kWires> kLanesOfWire{3, 1};
+inline constexpr std::size_t kLanes = kLanesOfWire[0] + kLanesOfWire[1];
 
 /// Copies into one slot on one lane, with the event behind them. Flights of a lane end in order and are
 /// numbered from 1, so that a number says all about an end.
@@ -56,8 +56,12 @@ class Lanes {
   /// A stream that never gets work. Leases name it: a PeerCache may record events on the stream of a lease,
   /// and an event between a copy and its flight's own would take the news that the copy failed.
   [[nodiscard]] StreamId lease_stream() const { return lease_stream_; }
-  /// The lane of `wire` that carries the next piece.
-  [[nodiscard]] std::size_t next_lane(Wire wire);
+  /// The first of `count` lanes of the peers, in turn. Lane i of them is `peer_lane(first, i)`.
+  [[nodiscard]] std::size_t next_peer_lane(std::size_t count);
+  [[nodiscard]] static std::size_t peer_lane(std::size_t first, std::size_t i) {
+    return (first + i) % kLanesOfWire[0];
+  }
+  [[nodiscard]] static std::size_t host_lane() { return kLanesOfWire[0]; }
 
   /// Copies were given to the lane's stream: records their end. Answers the flight's number; 0 if the device
   /// can give no event any more, and then nobody can say when they end.
@@ -91,7 +95,7 @@ class Lanes {
   std::array<StreamId, kLanes> streams_{};
   StreamId lease_stream_ = StreamId::none;
   std::array<Lane, kLanes> lanes_{};
-  std::array<std::size_t, kWires> turn_{};
+  std::size_t turn_ = 0;  ///< of the peers' lanes
   std::vector<std::vector<Lease>> spare_leases_;
   std::vector<FailedFlight> failed_;
 };

@@ -50,7 +50,7 @@ struct Slot {
   std::uint64_t content = 0;        ///< numbers what was put into slots
   std::uint32_t pieces = 0;         ///< of the expert's, given to lanes so far
   std::uint32_t steps = 0;          ///< open ones that use it
-  Tier from = Tier::none;           ///< the slowest tier that a piece came from
+  Tier from = Tier::none;           ///< the slowest tier that a piece was in
   FlightNumbers flights{};          ///< that write it
   FlightNumbers earlier_flights{};  ///< that wrote what lay there before
   std::uint8_t ready_lanes = 0;     ///< bit by lane: ordered behind all that went before

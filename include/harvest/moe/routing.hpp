@@ -110,7 +110,7 @@ class RoutingTrace {
   /// every layer of the model and the same sequences in each layer. Step numbers grow, and are not kept.
   /// Errors: invalid_argument, which names the field, its value and what it must be; then nothing was added.
   Status add(const RoutingLine& line);
-  /// Adds a step of another source. Errors: as `add`; then none of its lines were added.
+  /// Adds a step of another source, not of this trace. Errors: as `add`; then nothing was added.
   Status add(const RoutingStep& step);
   /// Says what is missing if the last step is not whole. Errors: invalid_argument.
   [[nodiscard]] Status whole() const;
@@ -126,6 +126,7 @@ class RoutingTrace {
     std::size_t first_expert = 0;    ///< in `experts_`; `ends_` count from here
   };
 
+  [[nodiscard]] std::size_t lines_missing() const;  ///< of the last step, if no sequence joins it
   [[nodiscard]] Status check(const RoutingLine& line) const;
   [[nodiscard]] Status check_place(const RoutingLine& line) const;
   [[nodiscard]] Status check_experts(const RoutingLine& line) const;
@@ -165,8 +166,24 @@ struct RoutingLimits {
 
 // --- generator -------------------------------------------------------------------------------------------
 
-/// How a model's routers pick.
-struct RoutingHabits {};
+/// How the routers of one layer pick. Shares are of all picks; what is neither linked nor kept is one of the
+/// sequence's favourites, of which the one of rank r (from 0) is picked in proportion to
+/// 1 / (r + `spread`)^4.
+struct LayerHabits {
+  double linked = 0;   ///< share that follows from the same token's pick in the layer before
+  double kept = 0;     ///< share that the sequence's last token had too
+  double spread = 16;  ///< half of the favourites' picks go to about a quarter of so many; 1 to 512
+};
+
+/// How the routers of a model pick. docs/routing.md says what it was fitted to.
+struct RoutingHabits {
+  LayerHabits first;            ///< of layer 0, which has none before it
+  LayerHabits second;           ///< of layer 1; from here to
+  LayerHabits last;             ///< the last layer they change evenly
+  double common = 0;            ///< how alike the favourites of two sequences are: 0 not at all, 1 the same
+  double subject_drift = 0;     ///< share of tokens after which a sequence has another favourite
+  double popularity_drift = 0;  ///< share of steps after which two neighbours in the common ranking change
+};
 
 /// A model whose routers can be imitated.
 struct RoutingModel {
