@@ -72,6 +72,11 @@ auto one_of(const Choices& choices, Random& random) {
 
 }  // namespace
 
+Exit refuse(const std::string& why) {
+  fmt::print(stderr, "moe_server: {} (see moe_server --help)\n", why);
+  return kBadInput;
+}
+
 CommandLine::CommandLine(int argc, const char* const* argv)
     : argc_(argc), argv_(argv), app_(kAbout, "moe_server") {
   if (has_word(argc, argv, "--tiny")) options_ = tiny_options();
@@ -112,14 +117,10 @@ void CommandLine::add_requests() {
 void CommandLine::add_memory() {
   const char* group = "Memory";
   add(group, "--system", options_.system, "A machine, by the name or file that `harvest topo` takes");
-  const CLI::AsSizeValue size(/*kb_is_1000=*/false);
-  add(group, "--local-budget", options_.local_bytes,
-      "For experts on the GPU, as 64MB; 0: a quarter of them all")
-      ->transform(size);
-  add(group, "--peer-idle", options_.peer_bytes, "What a peer does not need itself; 0: half of them all")
-      ->transform(size);
-  add(group, "--piece", options_.piece_bytes, "Experts travel in pieces of this; 0: Harvest's default")
-      ->transform(size);
+  add_size(group, "--local-budget", options_.local_bytes,
+           "For experts on the GPU, as 64MiB; 0: a quarter of all");
+  add_size(group, "--peer-idle", options_.peer_bytes, "What a peer does not need itself; 0: half of all");
+  add_size(group, "--piece", options_.piece_bytes, "Experts travel in pieces of this; 0: Harvest's default");
   add(group, "--kernel-us", options_.kernel_us, "What a kernel takes even if it does nothing");
   add(group, "--predictor", options_.predictor,
       fmt::format("Guesses which experts come next: {}", fmt::join(moe::predictor_names(), ", ")));
@@ -127,6 +128,23 @@ void CommandLine::add_memory() {
   add(group, "--prefetch-layers", options_.prefetch_layers, "How far ahead guesses are made");
   add(group, "--eviction", options_.eviction,
       fmt::format("Chooses what makes way: {}", fmt::join(moe::expert_eviction_names(), ", ")));
+}
+
+void CommandLine::add_size(const char* group, const char* name, std::uint64_t& target,
+                           const std::string& what) {
+  // The last transformation that is given is the first that is tried.
+  app_.add_option(name, target, what)
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->transform(not_negative())
+      ->option_text("SIZE")
+      ->group(group);
+}
+
+CLI::Validator CommandLine::not_negative() {
+  const auto judge = [](const std::string& text) {
+    return text.starts_with('-') ? text + " is less than 0" : std::string();
+  };
+  return {judge, ""};
 }
 
 void CommandLine::add_trials() {
@@ -138,7 +156,8 @@ void CommandLine::add_trials() {
   add(group, "--faults", options_.fault_rate,
       "Share of batches of copies that fail in flight; as many are refused, and as many slow");
   add(group, "--seed", options_.seed, "Of weights, requests, owners and faults");
-  add(group, "--seeds", seeds_, "A campaign: so many seeds, from --seed on; each draws what is not given");
+  add(group, "--seeds", seeds_, "A campaign: so many seeds, from --seed on; each draws what is not given")
+      ->check(CLI::Range(1, 1'000'000));
 }
 
 std::optional<Exit> CommandLine::parse() {
@@ -151,14 +170,10 @@ std::optional<Exit> CommandLine::parse() {
       fmt::print("{}", text.str());
       return kOk;
     }
-    fmt::print(stderr, "moe_server: {} (see moe_server --help)\n", error.what());
-    return kBadInput;
+    return refuse(error.what());
   }
   options_.bursty_owners = owners_ == "bursty";
-  if (Status good = options_.validate(); !good) {
-    fmt::print(stderr, "moe_server: {} (see moe_server --help)\n", good.error().message);
-    return kBadInput;
-  }
+  if (Status good = options_.validate(); !good) return refuse(good.error().message);
   return std::nullopt;
 }
 

@@ -5,12 +5,16 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "moe_server/world.hpp"
 
 namespace harvest::moe_server {
 
 enum Exit : int { kOk = 0, kWrong = 1, kBadInput = 2 };
+
+/// Says so, with where help is.
+Exit refuse(const std::string& why);
 
 /// What a user asks for.
 class CommandLine {
@@ -37,8 +41,12 @@ class CommandLine {
   void add_trials();
   template <typename T>
   CLI::Option* add(const char* group, const char* name, T& target, const std::string& what) {
-    return app_.add_option(name, target, what)->capture_default_str()->group(group);
+    auto* option = app_.add_option(name, target, what)->capture_default_str()->group(group);
+    return std::is_arithmetic_v<T> ? option->check(not_negative()) : option;
   }
+  void add_size(const char* group, const char* name, std::uint64_t& target, const std::string& what);
+  /// CLI11 takes -1 for the largest number of an unsigned type.
+  static CLI::Validator not_negative();
 
   int argc_;
   const char* const* argv_;

@@ -46,14 +46,17 @@ ProgressReport report_to(Progress& progress, const std::string& what, const std:
 
 struct Verdict {
   Outcome outcome;
-  std::string wrong;  ///< empty if nothing is
+  std::string wrong;    ///< empty if nothing is
+  std::string refused;  ///< why there was no run; empty if there was
 };
 
 Verdict run(const Options& options, bool verify, const std::string& name, Progress& progress) {
   const Model model(options.shape, options.seed);
   const auto requests = draw_requests(options);
-  auto outcome = serve(options, model, requests, report_to(progress, name, requests));
-  if (!outcome) return {.outcome = {}, .wrong = outcome.error().message};
+  const auto world = World::create(options, model);
+  if (!world) return {.outcome = {}, .wrong = {}, .refused = world.error().message};
+  auto outcome = (*world)->serve(requests, report_to(progress, name, requests));
+  if (!outcome) return {.outcome = {}, .wrong = outcome.error().message, .refused = {}};
   std::string wrong;
   if (verify) {
     const auto report = report_to(progress, name + ", all experts resident", requests);
@@ -62,7 +65,7 @@ Verdict run(const Options& options, bool verify, const std::string& name, Progre
   if (wrong.empty() && outcome->owners.refused > 0)
     wrong = fmt::format("{} times an owner was told that its memory was back, and could not have it",
                         outcome->owners.refused);
-  return {.outcome = std::move(*outcome), .wrong = std::move(wrong)};
+  return {.outcome = std::move(*outcome), .wrong = std::move(wrong), .refused = {}};
 }
 
 void print_tiers(const Outcome& outcome) {
@@ -109,6 +112,7 @@ Exit run_once(const CommandLine& command_line) {
   const Options& options = command_line.options();
   const Verdict verdict = run(options, command_line.verify(), "serving", progress);
   progress.clear();
+  if (!verdict.refused.empty()) return refuse(verdict.refused);
   if (!verdict.wrong.empty()) {
     fmt::print(stderr, "moe_server: WRONG: {}\n", verdict.wrong);
     return kWrong;
@@ -129,8 +133,9 @@ Exit run_campaign(const CommandLine& command_line) {
     const Verdict verdict =
         run(command_line.draw(seed), command_line.verify(),
             fmt::format("seed {} ({} of {})", seed, i + 1, command_line.seeds()), progress);
+    if (!verdict.refused.empty() || !verdict.wrong.empty()) progress.clear();
+    if (!verdict.refused.empty()) return refuse(verdict.refused);
     if (!verdict.wrong.empty()) {
-      progress.clear();
       fmt::print("FAILED with seed {}: {}\nagain: {}\n", seed, verdict.wrong, command_line.again(seed));
       return kWrong;
     }

@@ -23,30 +23,16 @@ constexpr std::uint64_t kReserveBytes = 32 * kMiB;
 /// What the seed is for.
 enum SeedOf : std::uint64_t { kWeights, kRequests, kOwners, kFaults, kKernels, kSampling };
 
-/// The machine, the caches and all that goes on beside the server.
-class World {
- public:
-  World(const Options& options, const Model& model) : options_(options), model_(model) {}
+}  // namespace
 
-  Status build();
-  Result<Outcome> serve(const std::vector<Request>& requests, const ProgressReport& report);
+World::World(const Options& options, const Model& model) : options_(options), model_(model) {}
+World::~World() = default;
 
- private:
-  Status make_machine();
-  Status fill_peers(std::uint64_t idle_bytes);
-  Status make_caches();
-  Status set_faults();
-  /// What happens beside the server, while it works. Errors: of kernels that were under way.
-  Status let_others_act();
-
-  const Options& options_;
-  const Model& model_;
-  std::unique_ptr<SimulatedBackend> backend_;
-  std::unique_ptr<PeerCache> cache_;
-  std::unique_ptr<moe::ExpertCache> experts_;
-  std::unique_ptr<Kernels> kernels_;
-  std::unique_ptr<BurstyOwners> owners_;
-};
+Result<std::unique_ptr<World>> World::create(const Options& options, const Model& model) {
+  std::unique_ptr<World> world(new World(options, model));
+  if (Status built = world->build(); !built) return tl::unexpected(built.error());
+  return world;
+}
 
 Status World::build() {
   if (Status made = make_machine(); !made) return made;
@@ -165,8 +151,6 @@ Result<Outcome> World::serve(const std::vector<Request>& requests, const Progres
   return outcome;
 }
 
-}  // namespace
-
 Status Options::validate() const {
   const auto check = [](const char* name, double value, double low, double high) -> Status {
     if (value >= low && value <= high) return {};
@@ -182,7 +166,10 @@ Status Options::validate() const {
         check("kernel_us", kernel_us, 0.001, 1e6), check("owner_period_us", owner_period_us, 1, 1e9),
         check("fault_rate", fault_rate, 0, 0.5)})
     if (!status) return status;
-  return {};
+  // All of them are drawn, and moved for real.
+  const double all_bytes =
+      static_cast<double>(shape.description().expert_bytes()) * shape.layers * shape.experts;
+  return check("the experts' GiB", all_bytes / static_cast<double>(1ULL << 30), 0, 64);
 }
 
 std::vector<Request> draw_requests(const Options& options) {
@@ -200,13 +187,6 @@ std::vector<Request> draw_requests(const Options& options) {
     arrival_ns += static_cast<TimeNs>(random.exponential() * options.arrival_us * 1e3);
   }
   return requests;
-}
-
-Result<Outcome> serve(const Options& options, const Model& model, const std::vector<Request>& requests,
-                      const ProgressReport& report) {
-  World world(options, model);
-  if (Status built = world.build(); !built) return tl::unexpected(built.error());
-  return world.serve(requests, report);
 }
 
 std::vector<Answer> serve_alone(const Options& options, const Model& model,

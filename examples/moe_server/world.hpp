@@ -8,9 +8,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "moe_server/kernels.hpp"
 #include "moe_server/model.hpp"
 #include "moe_server/owners.hpp"
 #include "moe_server/server.hpp"
@@ -61,9 +63,38 @@ struct Outcome {
 /// Called with how many of the new tokens are there.
 using ProgressReport = std::function<void(std::uint64_t tokens)>;
 
-/// On the simulated machine, with experts through Harvest. Errors: of Harvest, or a step that never succeeds.
-[[nodiscard]] Result<Outcome> serve(const Options& options, const Model& model,
-                                    const std::vector<Request>& requests, const ProgressReport& report);
+/// The simulated machine, the caches, the server's stream, and all that goes on beside it.
+class World {
+ public:
+  /// Both outlive the answer. Errors: what Harvest says of options that cannot be (invalid_argument,
+  /// not_found), or of a machine that is too small for them (out_of_memory).
+  [[nodiscard]] static Result<std::unique_ptr<World>> create(const Options& options, const Model& model);
+  ~World();
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  /// Serves all of them; to be called once. Errors: of a step that never succeeds, or of caches that are not
+  /// whole.
+  [[nodiscard]] Result<Outcome> serve(const std::vector<Request>& requests, const ProgressReport& report);
+
+ private:
+  World(const Options& options, const Model& model);
+  Status build();
+  Status make_machine();
+  Status fill_peers(std::uint64_t idle_bytes);
+  Status make_caches();
+  Status set_faults();
+  /// What happens beside the server, while it works. Errors: of kernels that were under way.
+  Status let_others_act();
+
+  const Options& options_;
+  const Model& model_;
+  std::unique_ptr<SimulatedBackend> backend_;
+  std::unique_ptr<PeerCache> cache_;
+  std::unique_ptr<moe::ExpertCache> experts_;
+  std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<BurstyOwners> owners_;
+};
 
 /// Each request alone, in plain memory, without a machine.
 [[nodiscard]] std::vector<Answer> serve_alone(const Options& options, const Model& model,

@@ -283,8 +283,30 @@ TEST(OptionsTest, SayWhatCannotBe) {
   options.limits.tokens_per_step = 7;
   EXPECT_EQ(options.validate().error().message, "tokens_per_step is 7, it must be from 8 to 100000");
   options = {};
+  options.shape.layers = 1024;
+  options.shape.experts = 1024;
+  EXPECT_EQ(options.validate().error().message, "the experts' GiB is 1536, it must be from 0 to 64");
+  options = {};
   options.fault_rate = std::nan("");
   EXPECT_EQ(options.validate().error().message, "fault_rate is nan, it must be from 0 to 0.5");
+}
+
+TEST(WorldTest, SaysWhyThereCanBeNone) {
+  Options options = small_options();
+  const Model model(options.shape, options.seed);
+  const auto complaint = [&](auto change) {
+    Options changed = options;
+    change(changed);
+    const auto world = World::create(changed, model);
+    return world ? "nothing" : world.error().message;
+  };
+  EXPECT_EQ(complaint([](Options&) {}), "nothing");
+  EXPECT_THAT(complaint([](Options& changed) { changed.system = "nope"; }), HasSubstr("'nope'"));
+  EXPECT_THAT(complaint([](Options& changed) { changed.predictor = "nope"; }), HasSubstr("'nope'"));
+  EXPECT_THAT(complaint([](Options& changed) { changed.eviction = "nope"; }), HasSubstr("'nope'"));
+  EXPECT_THAT(complaint([](Options& changed) { changed.local_bytes = 5; }),
+              HasSubstr("local_budget_bytes is 5"));
+  EXPECT_THAT(complaint([](Options& changed) { changed.piece_bytes = 1; }), HasSubstr("piece_bytes is 1"));
 }
 
 TEST(WorldTest, ExpertsComeFromAllTiersAndSomeAreGuessed) {
@@ -294,7 +316,7 @@ TEST(WorldTest, ExpertsComeFromAllTiersAndSomeAreGuessed) {
   options.kernel_us = 50;
   options.prefetch_probability = 0.05;
   const Model model(options.shape, options.seed);
-  const auto outcome = serve(options, model, draw_requests(options), kSilent);
+  const auto outcome = World::create(options, model).value()->serve(draw_requests(options), kSilent);
   ASSERT_TRUE(outcome) << outcome.error().message;
   EXPECT_EQ(outcome->experts.slots, 6U);
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
@@ -311,11 +333,11 @@ TEST(WorldTest, ServesUnderOwnersAndFaultsWhatItServesWithout) {
   options.fault_rate = 0.01;
   const Model model(options.shape, options.seed);
   const auto requests = draw_requests(options);
-  const auto first = serve(options, model, requests, kSilent);
+  const auto first = World::create(options, model).value()->serve(requests, kSilent);
   ASSERT_TRUE(first) << first.error().message;
   EXPECT_EQ(compare(first->answers, serve_alone(options, model, requests, kSilent)), "");
   EXPECT_EQ(first->owners.refused, 0U);
-  const auto second = serve(options, model, requests, kSilent);
+  const auto second = World::create(options, model).value()->serve(requests, kSilent);
   ASSERT_TRUE(second);
   EXPECT_EQ(first->duration_ns, second->duration_ns) << "a seed is not repeatable";
 }
