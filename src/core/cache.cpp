@@ -187,7 +187,13 @@ void Cache::drain_everything() {
   HARVEST_ASSERT(held == leaving_.end(),
                  fmt::format("a cache may only end when no lease is held, and key {:016x}:{:016x} is leased",
                              held->object->key.high, held->object->key.low));
-  HARVEST_ASSERT(leaving_.empty(), "a cache may only end when no stream that read from it is being captured");
+  for (const CopyRef& ref : leaving_) {
+    for (const StreamId stream : users_of(*ref.object))
+      HARVEST_ASSERT(!backend_.is_capturing(stream),
+                     "a cache may only end when no stream that read from it is being captured");
+    log().error("key {:016x}:{:016x} stays in memory: the work that reads it cannot be waited for",
+                ref.object->key.high, ref.object->key.low);
+  }
   if (local_) drain(*local_);
   for (Peer& peer : peers_) drain(*peer.pool);
   if (host_) drain(*host_);

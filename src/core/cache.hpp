@@ -271,6 +271,7 @@ class Cache {
   bool finish_leaving(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   [[nodiscard]] Result<EventId> record_apart(StreamId stream);
   [[nodiscard]] Result<EventId> try_record_apart(StreamId stream);
+  [[nodiscard]] std::vector<StreamId> users_of(const Object& object) const HARVEST_REQUIRES(control_);
   [[nodiscard]] std::optional<std::vector<EventId>> events_of_users(const Object& object)
       HARVEST_REQUIRES(control_);
   [[nodiscard]] bool wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events)

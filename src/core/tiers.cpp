@@ -368,21 +368,12 @@ Result<EventId> Cache::try_record_apart(StreamId stream) {
   return event;
 }
 
-/// One event on each stream that was given work on the object; nothing if some could not be had now.
-std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object) {
-  std::vector<EventId> events;
-  bool all = true;
+/// Whose work may read the object, by its marks.
+std::vector<StreamId> Cache::users_of(const Object& object) const {
+  std::vector<StreamId> users;
   const auto add = [&](std::uint32_t stream) HARVEST_REQUIRES(control_) {
-    if (forgotten_streams_.contains(stream)) return;  // its work was waited for then
-    const auto event = try_record_apart(static_cast<StreamId>(stream));
-    if (event) {
-      events.push_back(*event);
-      return;
-    }
-    // A stream that is not known any more has done its work, or its owner forgot to say that it goes; a lost
-    // device reads nothing any more. Anything else says nothing of the stream's work.
-    const ErrorCode code = event.error().code;
-    all = all && (code == ErrorCode::not_found || code == ErrorCode::unavailable);
+    if (!forgotten_streams_.contains(stream))
+      users.push_back(StreamId{stream});  // else it was waited for then
   };
   const std::uint64_t used_by = object.used_by.load(std::memory_order_acquire);
   for (std::uint32_t stream = 1; stream < kOverflowStreamBit; ++stream)
@@ -391,6 +382,24 @@ std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object)
     for (std::uint32_t stream = kOverflowStreamBit; stream <= highest_stream_.load(std::memory_order_acquire);
          ++stream)
       add(stream);
+  return users;
+}
+
+/// One event on each stream that was given work on the object; nothing if some could not be had now.
+std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object) {
+  std::vector<EventId> events;
+  bool all = true;
+  for (const StreamId stream : users_of(object)) {
+    const auto event = try_record_apart(stream);
+    if (event) {
+      events.push_back(*event);
+      continue;
+    }
+    // A stream that is not known any more has done its work, or its owner forgot to say that it goes; a lost
+    // device reads nothing any more. Anything else says nothing of the stream's work.
+    const ErrorCode code = event.error().code;
+    all = all && (code == ErrorCode::not_found || code == ErrorCode::unavailable);
+  }
   if (all) return events;
   for (const EventId event : events) backend_.release_event(event);
   return std::nullopt;

@@ -76,7 +76,7 @@ Pool::~Pool() {
   for (Draining& entry : draining_)
     for (const EventId event : entry.events) backend_.release_event(event);
   for (const Segment& segment : segments_)
-    if (segment.mapped()) static_cast<void>(backend_.unmap_segment(segment.base));
+    if (segment.mapped() && segment.used == 0) static_cast<void>(backend_.unmap_segment(segment.base));
 }
 
 void Pool::cut(std::uint32_t id, std::uint64_t slot_bytes, std::uint32_t slots) {

@@ -115,7 +115,8 @@ struct PoolConfig {
 class Pool {
  public:
   Pool(Backend& backend, PoolConfig config);
-  /// Requires: no work touches the memory any more.
+  /// Gives all back but segments with a slot in use, which stay mapped for good. Requires: no work touches
+  /// the others any more.
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;

@@ -71,13 +71,51 @@ void ExpertCache::Impl::occupy(std::uint32_t slot, std::uint32_t expert, double 
 }
 
 /// Before the first copy into a slot on a lane: behind all work that reads or writes what lay there before.
-void ExpertCache::Impl::prepare(std::uint32_t number, std::size_t lane) {
+Status ExpertCache::Impl::prepare(std::uint32_t number, std::size_t lane) {
   Slot& slot = slots_.at(number);
-  if ((slot.ready_lanes >> lane & 1U) != 0) return;
-  slot.ready_lanes = static_cast<std::uint8_t>(slot.ready_lanes | 1U << lane);
-  for (const Use& use : slot.uses)
+  if ((slot.ready_lanes >> lane & 1U) != 0) return {};
+  for (Use& use : slot.uses) {
+    if (Status status = find_end(use); !status) return status;
     if (use.event != kNone) lanes_.order(lanes_.stream(lane), uses_.event(use.event));
+  }
   lanes_.order(lanes_.stream(lane), slot.earlier_flights, lane);
+  slot.ready_lanes = static_cast<std::uint8_t>(slot.ready_lanes | 1U << lane);
+  return {};
+}
+
+/// Of a use that has no event: the stream is asked for one now. A stream that is not known any more, or whose
+/// device is lost, runs nothing.
+Status ExpertCache::Impl::find_end(Use& use) {
+  if (use.event != kNone || use.stream == StreamId::none) return {};
+  const auto event = lanes_.record(use.stream);
+  if (event) {
+    use.event = uses_.add(*event);
+    return {};
+  }
+  if (event.error().code == ErrorCode::not_found || event.error().code == ErrorCode::unavailable) {
+    use.stream = StreamId::none;
+    return {};
+  }
+  return fail(ErrorCode::unavailable,
+              fmt::format("stream {} has no event to tell when it has read a slot: {}",
+                          static_cast<std::uint32_t>(use.stream), event.error().message));
+}
+
+/// Before a slot whose content failed is written again: open steps that got that content may read it still.
+/// What they compute is worth nothing, and `confirm` tells; but nobody reads what is being written.
+void ExpertCache::Impl::note_open_readers(std::uint32_t number) {
+  for (const Step& step : steps_) {
+    if (!step.open) continue;
+    const auto taken = std::span(step.entries).first(step.next);
+    const bool reads = std::any_of(taken.begin(), taken.end(), [&](const Entry& entry) {
+      return entry.slot == number && !entry.released;
+    });
+    if (!reads) continue;
+    const auto event = backend_.record_event(step.stream);
+    const std::uint32_t use = event ? uses_.add(*event) : kNone;
+    note_last_use(slots_.at(number), step.stream, use);
+    uses_.drop(use);
+  }
 }
 
 ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceId source) {
@@ -88,19 +126,21 @@ ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceI
   group.lane = lane;
   group.source = source;
   group.copies.clear();
-  group.leases = lanes_.take_leases();
+  group.leases.clear();
   return group;
 }
 
 /// Chooses the way of one piece: of wires that could bring it the one that would be done with it first.
-void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size_t lane_of_peers) {
+void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size_t lane_of_peers,
+                             std::optional<Wire> only) {
   Slot& slot = slots_.at(number);
   const TimeNs now = backend_.now_ns();
   for (TimeNs& until : busy_until_ns_) until = std::max(until, now);
   const TimeNs by_host = busy_until_ns_[place(Wire::host)] + wire_ns(Wire::host, piece.bytes);
   const TimeNs by_peers = busy_until_ns_[place(Wire::peers)] + wire_ns(Wire::peers, piece.bytes);
   const bool on_peers = is_on_peers(piece);
-  const bool peers_first = !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
+  const bool peers_first =
+      only ? *only == Wire::peers : !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
 
   Wire wire = Wire::host;
   DeviceId source = kHost;
@@ -138,7 +178,10 @@ void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size
 Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
   Slot& slot = slots_.at(number);
   const DeviceId consumer = cache_.config().consumer;
-  prepare(number, group.lane);
+  if (Status status = prepare(number, group.lane); !status) {
+    group.leases.clear();
+    return status;
+  }
   Status given = backend_.copy(lanes_.stream(group.lane), {group.source, consumer}, group.copies);
   if (!given && group.source != kHost) {
     if (group.source != consumer)
@@ -165,10 +208,10 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
   flight.content = slot.content;
   flight.expert = slot.expert;
   flight.source = group.source;
-  flight.leases = std::move(group.leases);
-  slot.flights[group.lane] = lanes_.depart(group.lane, std::move(flight));
-  if (slot.flights[group.lane] != 0) return {};
-  slot.broken = true;
+  if (const std::uint64_t departed = lanes_.depart(group.lane, flight, group.leases); departed != 0) {
+    slot.flights[group.lane] = departed;
+    return {};
+  }
   return fail(ErrorCode::unavailable,
               fmt::format("device {} has no event to tell when a copy ends", consumer));
 }
@@ -184,25 +227,32 @@ ExpertCache::Impl::Spread ExpertCache::Impl::spread_over_lanes(std::uint32_t pie
   const bool idle = !lanes_.any_under_way();
   if (flights <= 1 && idle && pieces > 1)
     return {lanes_.next_peer_lane(kAll) + 1, 2, std::max(1U, pieces / static_cast<std::uint32_t>(kAll))};
-  const std::size_t lanes = std::clamp<std::size_t>(flights, 1, kAll);
+  const std::size_t lanes = std::min<std::size_t>(std::clamp<std::size_t>(flights, 1, kAll), pieces);
   return {lanes_.next_peer_lane(lanes), lanes, 0};
 }
 
 /// Gives the next pieces of a slot's expert, up to `pieces` of them all, to lanes.
-Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why) {
+Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why,
+                                std::optional<Wire> wire) {
   Slot& slot = slots_.at(number);
-  if (slot.broken) slots_.restart(number);
+  if (slot.broken) {
+    note_open_readers(number);
+    slots_.restart(number);
+  }
   const auto all = pieces_of(experts_[slot.expert]);
   groups_used_ = 0;
   const Spread spread = spread_over_lanes(pieces - slot.pieces);
   for (std::uint32_t i = slot.pieces, nth = 0; i < pieces; ++i, ++nth)
-    load(number, all[i], spread.lane_of(nth));
+    load(number, all[i], spread.lane_of(nth), wire);
   Status status;
   for (std::size_t i = 0; i < groups_used_; ++i)
     if (Status given = submit(number, groups_[i], why); !given) status = given;
   slot.pieces = pieces;
   if (!status) slot.broken = true;
-  if (why == Why::demand) demand_until_ns_ = busy_until_ns_;
+  if (why == Why::demand)
+    demand_until_ns_ = busy_until_ns_;
+  else
+    for (std::size_t i = 0; i < groups_used_; ++i) guessed_[place(Lanes::wire_of(groups_[i].lane))] = true;
   return status;
 }
 

@@ -148,12 +148,20 @@ ExpertCache::Impl::~Impl() {
     HARVEST_ASSERT(!step.open, "a cache of experts ends before its layer steps");
   lanes_.close();
   for (std::uint32_t slot = 0; slot < slots_.size(); ++slot)
-    for (const Use& use : slots_.at(slot).uses)
+    for (Use& use : slots_.at(slot).uses) {
+      static_cast<void>(find_end(use));
       if (use.event != kNone) static_cast<void>(backend_.wait_event(uses_.event(use.event), kNever));
+    }
   if (memory_ != nullptr) static_cast<void>(backend_.unmap_segment(memory_));
-  for (const Piece& piece : pieces_) static_cast<void>(cache_.erase(piece.key));
-  // Promotions under way still read the caller's weights.
-  static_cast<void>(cache_.settle(backend_.now_ns() + kSettleNs));
+  if (!pieces_.empty()) {
+    std::vector<Key> keys;
+    for (const Piece& piece : pieces_) keys.push_back(piece.key);
+    lock.unlock();  // the PeerCache calls its user back
+    for (const Key& key : keys) static_cast<void>(cache_.erase(key));
+    // Promotions under way still read the caller's weights.
+    static_cast<void>(cache_.settle(backend_.now_ns() + kSettleNs));
+    lock.lock();
+  }
   for (std::byte* address : pinned_) static_cast<void>(backend_.unregister_host(address));
 }
 
@@ -182,33 +190,19 @@ Status ExpertCache::Impl::add(std::uint32_t layer, std::uint32_t expert, const s
 }
 
 /// Tensors that follow each other in host memory as in the slot make one run; runs are cut into pieces.
-Status ExpertCache::Impl::add(std::uint32_t layer, std::uint32_t number,
-                              std::span<const std::byte* const> tensors) {
-  MutexLock lock(mutex_);
-  if (Status status = check_expert(layer, number); !status) return status;
-  const auto& specs = config_.model.tensors;
-  if (tensors.size() != specs.size())
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("{} tensors for an expert, the model has {}", tensors.size(), specs.size()));
-  for (std::size_t i = 0; i < tensors.size(); ++i)
-    if (tensors[i] == nullptr)
-      return fail(ErrorCode::invalid_argument, fmt::format("tensor {} ({}) is null", i, specs[i].name));
-  Expert& expert = experts_[index_of(layer, number)];
-  if (expert.pieces > 0)
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("expert {} of layer {} is known already", number, layer));
-
-  const auto first = static_cast<std::uint32_t>(pieces_.size());
-  const auto cut = [&](std::uint64_t begin, std::uint64_t end, const std::byte* source) {
+std::vector<Piece> ExpertCache::Impl::cut(std::uint32_t layer, std::uint32_t number,
+                                          std::span<const std::byte* const> tensors) const {
+  std::vector<Piece> pieces;
+  const auto add_run = [&](std::uint64_t begin, std::uint64_t end, const std::byte* source) {
     const std::uint64_t count = (end - begin + config_.piece_bytes - 1) / config_.piece_bytes;
     const std::uint64_t most = round_up((end - begin + count - 1) / count, kSlotAlignment);
     for (std::uint64_t at = begin; at < end; at += most) {
-      const std::uint64_t piece = pieces_.size() - first;
-      pieces_.push_back({Key(config_.key_space, static_cast<std::uint64_t>(layer) << 40 |
-                                                    static_cast<std::uint64_t>(number) << 20 | piece),
-                         source + (at - begin), at, std::min(most, end - at)});
+      const Key key(config_.key_space, static_cast<std::uint64_t>(layer) << 40 |
+                                           static_cast<std::uint64_t>(number) << 20 | pieces.size());
+      pieces.push_back({key, source + (at - begin), at, std::min(most, end - at)});
     }
   };
+  const auto& specs = config_.model.tensors;
   for (std::size_t i = 0; i < tensors.size();) {
     const std::uint64_t begin = config_.model.tensor_offset(i);
     std::uint64_t end = begin + specs[i].bytes;
@@ -218,20 +212,60 @@ Status ExpertCache::Impl::add(std::uint32_t layer, std::uint32_t number,
       end = config_.model.tensor_offset(next) + specs[next].bytes;
       ++next;
     }
-    cut(begin, end, tensors[i]);
+    add_run(begin, end, tensors[i]);
     i = next;
   }
-  for (std::size_t i = first; i < pieces_.size(); ++i) {
-    PutOptions options;
-    options.backing = Backing::external_host;
-    const auto put = cache_.put(pieces_[i].key, pieces_[i].source, pieces_[i].bytes, options);
-    if (put) continue;
-    for (std::size_t done = first; done < i; ++done) static_cast<void>(cache_.erase(pieces_[done].key));
-    pieces_.resize(first);
-    return tl::unexpected(put.error());
+  return pieces;
+}
+
+/// Puts the pieces, all or none. Not under the lock: the PeerCache calls its user back, who may call us.
+Status ExpertCache::Impl::put(std::span<const Piece> pieces) {
+  PutOptions options;
+  options.backing = Backing::external_host;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    const Piece& piece = pieces[i];
+    Status status;
+    if (cache_.locate(piece.key) != Tier::none)
+      status = fail(
+          ErrorCode::invalid_argument,
+          fmt::format("the PeerCache has an object of the key {:#x}:{:#x} already; two caches of experts "
+                      "on it differ in key_space",
+                      piece.key.high, piece.key.low));
+    else if (const auto put = cache_.put(piece.key, piece.source, piece.bytes, options); !put)
+      status = tl::unexpected(put.error());
+    if (status) continue;
+    for (const Piece& done : pieces.first(i)) static_cast<void>(cache_.erase(done.key));
+    return status;
   }
-  expert.first_piece = first;
-  expert.pieces = static_cast<std::uint32_t>(pieces_.size()) - first;
+  return {};
+}
+
+Status ExpertCache::Impl::add(std::uint32_t layer, std::uint32_t number,
+                              std::span<const std::byte* const> tensors) {
+  if (Status status = check_expert(layer, number); !status) return status;
+  const auto& specs = config_.model.tensors;
+  if (tensors.size() != specs.size())
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("{} tensors for an expert, the model has {}", tensors.size(), specs.size()));
+  for (std::size_t i = 0; i < tensors.size(); ++i)
+    if (tensors[i] == nullptr)
+      return fail(ErrorCode::invalid_argument, fmt::format("tensor {} ({}) is null", i, specs[i].name));
+  const std::vector<Piece> pieces = cut(layer, number, tensors);
+
+  MutexLock lock(mutex_);
+  Expert& expert = experts_[index_of(layer, number)];
+  if (expert.pieces > 0 || expert.being_added)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("expert {} of layer {} is known already", number, layer));
+  expert.being_added = true;
+  lock.unlock();
+  const Status given = put(pieces);
+  lock.lock();
+  expert.being_added = false;
+  if (!given) return given;
+  expert.first_piece = static_cast<std::uint32_t>(pieces_.size());
+  expert.pieces = static_cast<std::uint32_t>(pieces.size());
+  pieces_.insert(pieces_.end(), pieces.begin(), pieces.end());
   return {};
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -41,6 +42,7 @@ struct Expert {
   float frequency = 0;              ///< as of then
   std::uint64_t mark = 0;           ///< the last step that named it
   bool on_peers = false;            ///< all of it, as last looked
+  bool being_added = false;
 };
 
 class ExpertCache::Impl {
@@ -124,6 +126,16 @@ class ExpertCache::Impl {
       return Lanes::peer_lane(first, cut == 0 ? piece % lanes : piece < cut ? 0 : 1);
     }
   };
+  /// Of the work that a step gave to its stream.
+  struct End {
+    bool reads = false;         ///< there is such work, and it may run now
+    std::uint32_t use = kNone;  ///< none: the driver had no event for it
+  };
+  /// An expert to ask onto peers.
+  struct Move {
+    std::uint32_t expert = 0;
+    std::vector<Key> keys;
+  };
   enum class Why : std::uint8_t { demand, guess };
 
   Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue slot_value);
@@ -135,6 +147,9 @@ class ExpertCache::Impl {
     return layer * config_.model.experts + expert;
   }
   [[nodiscard]] Status check_expert(std::uint32_t layer, std::uint32_t expert) const;
+  [[nodiscard]] std::vector<Piece> cut(std::uint32_t layer, std::uint32_t number,
+                                       std::span<const std::byte* const> tensors) const;
+  [[nodiscard]] Status put(std::span<const Piece> pieces) HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] std::span<const Piece> pieces_of(const Expert& expert) const HARVEST_REQUIRES(mutex_) {
     return std::span(pieces_).subspan(expert.first_piece, expert.pieces);
   }
@@ -146,9 +161,13 @@ class ExpertCache::Impl {
   [[nodiscard]] double value_of(const Expert& expert) const HARVEST_REQUIRES(mutex_);
   void give_slots(Step& step, bool spare_decode) HARVEST_REQUIRES(mutex_);
   void refill(Step& step) HARVEST_REQUIRES(mutex_);
-  void release(Step& step, Entry& entry, std::uint32_t use) HARVEST_REQUIRES(mutex_);
-  void note_last_use(Slot& slot, StreamId stream, std::uint32_t use) HARVEST_REQUIRES(mutex_);
+  void bring_more(Step& step, bool spare_decode) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] End end_of_work(const Step& step) HARVEST_REQUIRES(mutex_);
+  void release(Step& step, Entry& entry, const End& end) HARVEST_REQUIRES(mutex_);
+  void note_last_use(Slot& slot, StreamId stream, std::uint32_t event) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] bool is_over(const Use& use) const HARVEST_REQUIRES(mutex_);
   bool deliver(Step& step, Entry& entry, ReadyExpert& answer) HARVEST_REQUIRES(mutex_);
+  void count(const Step& step, const ReadyExpert& delivered) HARVEST_REQUIRES(mutex_);
   void judge_layer(const Step& step) HARVEST_REQUIRES(mutex_);
   void close(Step& step) HARVEST_REQUIRES(mutex_);
 
@@ -159,10 +178,14 @@ class ExpertCache::Impl {
   void vacate(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
   void occupy(std::uint32_t slot, std::uint32_t expert, double value) HARVEST_REQUIRES(mutex_);
   Status bring_all(Step& step) HARVEST_REQUIRES(mutex_);
-  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why) HARVEST_REQUIRES(mutex_);
+  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why, std::optional<Wire> wire = {})
+      HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Spread spread_over_lanes(std::uint32_t pieces) HARVEST_REQUIRES(mutex_);
-  void prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
-  void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] Status prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] Status find_end(Use& use) HARVEST_REQUIRES(mutex_);
+  void note_open_readers(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
+  void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, std::optional<Wire> only)
+      HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);
   Group& group_for(std::size_t lane, DeviceId source) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] TimeNs wire_ns(Wire wire, std::uint64_t bytes) const;
@@ -170,14 +193,19 @@ class ExpertCache::Impl {
   // --- prefetch.cpp
   void ask_predictor(std::uint32_t layer, std::span<const Entry> experts) HARVEST_REQUIRES(mutex_);
   void pump() HARVEST_REQUIRES(mutex_);
+  void ask_for(const Request& request) HARVEST_REQUIRES(mutex_);
   bool follow(const Request& request) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] double value_of_guess(const Expert& expert, double probability) const
       HARVEST_REQUIRES(mutex_);
-  [[nodiscard]] bool has_time(Wire wire) const HARVEST_REQUIRES(mutex_);
+  void adapt_windows() HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] std::optional<Wire> wire_for_guess(const Piece& piece) const HARVEST_REQUIRES(mutex_);
 
   // --- rebalance.cpp
-  void look_at_peers(std::size_t experts) HARVEST_REQUIRES(mutex_);
-  void rebalance() HARVEST_REQUIRES(mutex_);
+  bool look_at_peers() HARVEST_REQUIRES(mutex_);
+  void sort_by_heat(MutexLock& lock) HARVEST_REQUIRES(mutex_);
+  void rebalance(MutexLock& lock) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] std::uint64_t room_on_peers() const HARVEST_EXCLUDES(mutex_);
+  [[nodiscard]] std::vector<Move> choose_moves(std::uint64_t room_bytes) HARVEST_REQUIRES(mutex_);
 
   PeerCache& cache_;
   Backend& backend_;
@@ -209,7 +237,6 @@ class ExpertCache::Impl {
   // Arrivals.
   std::array<TimeNs, kWires> busy_until_ns_ HARVEST_GUARDED_BY(mutex_){};    ///< as estimated
   std::array<TimeNs, kWires> demand_until_ns_ HARVEST_GUARDED_BY(mutex_){};  ///< of that, with demand
-  std::array<TimeNs, kWires> idle_ns_ HARVEST_GUARDED_BY(mutex_){};          ///< after demand, on average
   TimeNs reserved_host_ns_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< for pieces that can come from nowhere else
   std::vector<TimeNs> avoid_until_ns_ HARVEST_GUARDED_BY(mutex_);  ///< by peer: its copies failed
   std::vector<Group> groups_ HARVEST_GUARDED_BY(mutex_);
@@ -220,16 +247,19 @@ class ExpertCache::Impl {
   std::uint32_t failed_expert_ HARVEST_GUARDED_BY(mutex_) = kNone;  ///< since the last confirm
 
   // Guesses.
+  std::array<double, kWires> window_ns_ HARVEST_GUARDED_BY(mutex_){3e5, 3e5};
+  std::array<bool, kWires> guessed_ HARVEST_GUARDED_BY(mutex_){};  ///< since the last step began
   std::unique_ptr<Predictor> predictor_ HARVEST_GUARDED_BY(mutex_);
-  std::vector<Request> requests_ HARVEST_GUARDED_BY(mutex_);
+  std::vector<Request> requests_ HARVEST_GUARDED_BY(mutex_);      ///< the most likely first
+  TimeNs first_deadline_ns_ HARVEST_GUARDED_BY(mutex_) = kNever;  ///< none of theirs is earlier
   std::vector<Guess> guesses_ HARVEST_GUARDED_BY(mutex_);
   std::vector<std::uint32_t> observed_ HARVEST_GUARDED_BY(mutex_);
   std::uint64_t next_request_ HARVEST_GUARDED_BY(mutex_) = 1;
 
   // The rebalancer.
+  bool polling_ HARVEST_GUARDED_BY(mutex_) = false;                ///< one thread at a time
   std::vector<std::uint32_t> by_heat_ HARVEST_GUARDED_BY(mutex_);  ///< those in slots last
-  std::vector<Key> keys_ HARVEST_GUARDED_BY(mutex_);
-  std::size_t looked_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< where in `experts_`
+  std::size_t looked_ HARVEST_GUARDED_BY(mutex_) = 0;              ///< where in `experts_`
   double allowance_bytes_ HARVEST_GUARDED_BY(mutex_) = 0;
   TimeNs allowance_at_ns_ HARVEST_GUARDED_BY(mutex_) = 0;
 

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "moe/lanes.hpp"
 
-#include <utility>
-
 namespace harvest::moe {
 namespace {
 
@@ -45,44 +43,37 @@ std::size_t Lanes::next_peer_lane(std::size_t count) {
   return std::exchange(turn_, (turn_ + count) % kLanesOfWire[0]);
 }
 
-std::optional<EventId> Lanes::record(StreamId stream) {
-  for (int attempt = 0; attempt < kRecordAttempts; ++attempt) {
-    const auto event = backend_.record_event(stream);
-    if (event) return *event;
-    if (event.error().code != ErrorCode::out_of_memory) break;
+Result<EventId> Lanes::record(StreamId stream) {
+  auto event = backend_.record_event(stream);
+  for (int attempt = 1; attempt < kRecordAttempts; ++attempt) {
+    if (event || event.error().code != ErrorCode::out_of_memory) break;
     backend_.sleep_until(backend_.now_ns() + kRecordPauseNs);
+    event = backend_.record_event(stream);
   }
-  return std::nullopt;
+  return event;
 }
 
-std::uint64_t Lanes::depart(std::size_t number, Flight flight) {
+std::uint64_t Lanes::depart(std::size_t number, Flight flight, std::vector<Lease>& leases) {
   const auto event = record(streams_[number]);
+  if (event && !leases.empty()) order(lease_stream_, *event);
+  leases.clear();
   if (!event) return 0;
   flight.event = *event;
   Lane& lane = lanes_[number];
-  lane.flights.push_back(std::move(flight));
+  lane.flights.push_back(flight);
   return lane.ended + lane.flights.size();
-}
-
-std::vector<Lease> Lanes::take_leases() {
-  if (spare_leases_.empty()) return {};
-  std::vector<Lease> leases = std::move(spare_leases_.back());
-  spare_leases_.pop_back();
-  return leases;
 }
 
 const std::vector<FailedFlight>& Lanes::settle() {
   failed_.clear();
   for (Lane& lane : lanes_) {
     while (!lane.flights.empty()) {
-      Flight& flight = lane.flights.front();
+      const Flight& flight = lane.flights.front();
       const EventState state = backend_.query_event(flight.event);
       if (state == EventState::pending) break;
       if (state == EventState::failed)
         failed_.push_back({flight.slot, flight.content, flight.expert, flight.source});
       backend_.release_event(flight.event);
-      flight.leases.clear();
-      spare_leases_.push_back(std::move(flight.leases));
       lane.flights.pop_front();
       ++lane.ended;
     }
@@ -93,6 +84,12 @@ const std::vector<FailedFlight>& Lanes::settle() {
 bool Lanes::any_under_way() const {
   for (const Lane& lane : lanes_)
     if (!lane.flights.empty()) return true;
+  return false;
+}
+
+bool Lanes::any_under_way(Wire wire) const {
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    if (wire_of(lane) == wire && !lanes_[lane].flights.empty()) return true;
   return false;
 }
 
@@ -115,12 +112,6 @@ void Lanes::order(StreamId stream, EventId event) {
 void Lanes::order(StreamId stream, const FlightNumbers& numbers, std::size_t except) {
   for (std::size_t lane = 0; lane < kLanes; ++lane)
     if (lane != except && numbers[lane] > lanes_[lane].ended) order(stream, event_of(lane, numbers[lane]));
-}
-
-void Lanes::wait(const FlightNumbers& numbers) {
-  for (std::size_t lane = 0; lane < kLanes; ++lane)
-    if (numbers[lane] > lanes_[lane].ended)
-      static_cast<void>(backend_.wait_event(event_of(lane, numbers[lane]), kNever));
 }
 
 }  // namespace harvest::moe

@@ -6,7 +6,6 @@
 #include <array>
 #include <cstdint>
 #include <deque>
-#include <optional>
 #include <vector>
 
 /// The streams that bring experts to their slots. Peers and host are two wires; each has two lanes, so that
@@ -26,7 +25,6 @@ struct Flight {
   std::uint64_t content = 0;  ///< which of the slot's contents this is a part of
   std::uint32_t expert = 0;
   DeviceId source = kHost;
-  std::vector<Lease> leases;  ///< hold the peers' copies until they are read
 };
 
 /// A flight that did not arrive.
@@ -53,36 +51,39 @@ class Lanes {
   void close();
 
   [[nodiscard]] StreamId stream(std::size_t lane) const { return streams_[lane]; }
-  /// A stream that never gets work. Leases name it: a PeerCache may record events on the stream of a lease,
-  /// and an event between a copy and its flight's own would take the news that the copy failed.
+  /// A stream without work of its own, that waits for every flight which reads under a lease. Leases name it:
+  /// so they are released as soon as their copies are given, and the PeerCache, which asks the stream of a
+  /// lease when the memory may go, records no event on a lane. There one between a copy and its flight's own
+  /// event would take the news that the copy failed.
   [[nodiscard]] StreamId lease_stream() const { return lease_stream_; }
   /// The first of `count` lanes of the peers, in turn. Lane i of them is `peer_lane(first, i)`.
   [[nodiscard]] std::size_t next_peer_lane(std::size_t count);
   [[nodiscard]] static std::size_t peer_lane(std::size_t first, std::size_t i) {
     return (first + i) % kLanesOfWire[0];
   }
+  [[nodiscard]] static Wire wire_of(std::size_t lane) {
+    return lane < kLanesOfWire[0] ? Wire::peers : Wire::host;
+  }
   [[nodiscard]] static std::size_t host_lane() { return kLanesOfWire[0]; }
 
-  /// Copies were given to the lane's stream: records their end. Answers the flight's number; 0 if the device
-  /// can give no event any more, and then nobody can say when they end.
-  [[nodiscard]] std::uint64_t depart(std::size_t lane, Flight flight);
-  /// A vector for the leases of a flight, with room from an earlier one.
-  [[nodiscard]] std::vector<Lease> take_leases();
+  /// Copies were given to the lane's stream: records their end, and releases the leases under which they
+  /// read. Answers the flight's number; 0 if the device can give no event any more, and then nobody can say
+  /// when they end.
+  [[nodiscard]] std::uint64_t depart(std::size_t lane, Flight flight, std::vector<Lease>& leases);
 
   /// Takes out the flights that have ended, and answers those that failed. Good until the next call.
   const std::vector<FailedFlight>& settle();
   [[nodiscard]] bool any_under_way() const;
+  [[nodiscard]] bool any_under_way(Wire wire) const;
   [[nodiscard]] bool ended(const FlightNumbers& numbers) const;
 
   /// Orders `stream` behind the flights; where the device cannot be told, waits here. Of its own lane a
   /// stream need not wait: `except`.
   void order(StreamId stream, const FlightNumbers& numbers, std::size_t except = kLanes);
   void order(StreamId stream, EventId event);
-  /// Waits here.
-  void wait(const FlightNumbers& numbers);
   /// An event behind the work of a stream that must not be lost sight of: where the driver has none to give
-  /// now, asks again for up to a second. Nothing if it has none then, or the stream is being captured.
-  [[nodiscard]] std::optional<EventId> record(StreamId stream);
+  /// now, asks again for up to a second. Errors: those of `Backend::record_event`.
+  [[nodiscard]] Result<EventId> record(StreamId stream);
 
  private:
   struct Lane {
@@ -96,7 +97,6 @@ class Lanes {
   StreamId lease_stream_ = StreamId::none;
   std::array<Lane, kLanes> lanes_{};
   std::size_t turn_ = 0;  ///< of the peers' lanes
-  std::vector<std::vector<Lease>> spare_leases_;
   std::vector<FailedFlight> failed_;
 };
 

@@ -13,9 +13,11 @@ namespace {
 
 /// What goes before everything that decode may need. Of these the latest goes first: prefill passes over the
 /// layers again and again, and of a cycle that does not fit only what stays at rest is there the next time.
-constexpr double kExpendable = -1e18;
+/// Far below all values, and near enough to 0 that a double tells the steps of a lifetime apart.
+constexpr double kExpendable = -1e15;
 constexpr std::size_t kSlotsOfPrefill = 4;
-constexpr double kIdleLearningRate = 1.0 / 16.0;
+constexpr TimeNs kShortestPauseNs = 1'000;
+constexpr TimeNs kLongestPauseNs = 64'000;
 
 }  // namespace
 
@@ -38,19 +40,14 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
                                        static_cast<std::uint32_t>(stream), *device, cache_.config().consumer)
                          : device.error().message);
   }
-  const TimeNs now = backend_.now_ns();
-  for (std::size_t wire = 0; wire < kWires; ++wire) {
-    const auto idle = static_cast<double>(std::max<TimeNs>(0, now - demand_until_ns_[wire]));
-    idle_ns_[wire] += static_cast<TimeNs>(kIdleLearningRate * (idle - static_cast<double>(idle_ns_[wire])));
-    demand_until_ns_[wire] = std::max(now, busy_until_ns_[wire]);
-  }
+  adapt_windows();
   if (phase == Phase::decode) note_use(step);
   step.open = true;
   step.next = 0;
   step.status = {};
+  step.table.clear();
   for (Entry& entry : step.entries)
     if (entry.slot != kNone) slots_.add_step(entry.slot, layer);
-  ++stats_.steps;
   if (step.here < step.entries.size()) {
     give_slots(step, phase == Phase::prefill);
     if (predictor_ != nullptr && phase == Phase::decode)
@@ -64,6 +61,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
       return tl::unexpected(status.error());
     }
   }
+  ++stats_.steps;
   if (phase == Phase::decode) ask_predictor(layer, step.entries);
   pump();
   return static_cast<std::uint32_t>(&step - steps_.data());
@@ -132,11 +130,17 @@ void ExpertCache::Impl::give_slots(Step& step, bool spare_decode) {
                                    [](const Entry& entry) { return entry.slot != kNone && !entry.released; });
   for (auto held = static_cast<std::size_t>(holds); step.waiting < step.entries.size();
        ++step.waiting, ++held) {
+    Entry& entry = step.entries[step.waiting];
+    if (const std::uint32_t has = experts_[entry.expert].slot; has != kNone) {  // somebody else brought it
+      entry.here = is_here(slots_.at(has));
+      entry.slot = has;
+      slots_.add_step(has, step.layer);
+      continue;
+    }
     const std::uint32_t slot = slots_.next_victim();
     if (slot == kNone) return;
     const bool decodes = slots_.at(slot).expert != kNone && !slots_.at(slot).expendable;
     if (spare_decode && decodes && held >= kSlotsOfPrefill) return;
-    Entry& entry = step.entries[step.waiting];
     occupy(slot, entry.expert, value_of(experts_[entry.expert]));
     ready_ns_[slot] = 0;
     slots_.add_step(slot, step.layer);
@@ -146,25 +150,38 @@ void ExpertCache::Impl::give_slots(Step& step, bool spare_decode) {
 }
 
 void ExpertCache::Impl::note_last_use(Slot& slot, StreamId stream, std::uint32_t event) {
+  uses_.hold(event);
   for (Use& use : slot.uses) {
-    if (use.event != kNone && use.stream != stream) continue;
-    if (use.event != kNone) uses_.drop(use.event);
-    uses_.hold(event);
+    if (use.stream != stream) continue;
+    uses_.drop(use.event);
+    use.event = event;
+    return;
+  }
+  for (Use& use : slot.uses) {
+    if (use.stream != StreamId::none && !is_over(use)) continue;
+    uses_.drop(use.event);
     use = {stream, event};
     return;
   }
-  // More streams than places: this one's event then stands for the last one's too, since it comes behind it.
-  Use& last = slot.uses.back();
-  static_cast<void>(backend_.wait_event(uses_.event(last.event), kNever));
-  uses_.drop(last.event);
-  uses_.hold(event);
-  last = {stream, event};
+  slot.uses.push_back({stream, event});
 }
 
-void ExpertCache::Impl::release(Step& step, Entry& entry, std::uint32_t use) {
+bool ExpertCache::Impl::is_over(const Use& use) const {
+  return use.event != kNone && backend_.query_event(uses_.event(use.event)) != EventState::pending;
+}
+
+/// The end of the work on a step's stream, for the slots that it read.
+ExpertCache::Impl::End ExpertCache::Impl::end_of_work(const Step& step) {
+  const auto event = backend_.record_event(step.stream);
+  if (event) return {true, uses_.add(*event)};
+  // A stream that is being captured runs nothing now; one that is lost or gone, nothing any more.
+  return {event.error().code == ErrorCode::out_of_memory, kNone};
+}
+
+void ExpertCache::Impl::release(Step& step, Entry& entry, const End& end) {
   if (entry.slot == kNone || entry.released) return;
   entry.released = true;
-  if (use != kNone) note_last_use(slots_.at(entry.slot), step.stream, use);
+  if (end.reads) note_last_use(slots_.at(entry.slot), step.stream, end.use);
   slots_.end_step(entry.slot, step.layer);
 }
 
@@ -172,20 +189,26 @@ void ExpertCache::Impl::release(Step& step, Entry& entry, std::uint32_t use) {
 /// refilled.
 void ExpertCache::Impl::refill(Step& step) {
   if (step.waiting == step.entries.size() || step.next == 0 || !step.status) return;
-  const auto event = lanes_.record(step.stream);
-  if (!event) {
+  const End end = end_of_work(step);
+  if (!end.reads) {
     step.status =
-        fail(ErrorCode::unavailable, "the step's stream has no event to tell when an expert's work ends");
+        fail(ErrorCode::unavailable,
+             fmt::format("stream {} has no event to tell when an expert's work ends, and a step of {} "
+                         "experts in fewer slots needs one",
+                         static_cast<std::uint32_t>(step.stream), step.entries.size()));
     return;
   }
-  const std::uint32_t use = uses_.add(*event);
-  release(step, step.entries[step.next - 1], use);
-  uses_.drop(use);
+  release(step, step.entries[step.next - 1], end);
+  uses_.drop(end.use);
+  bring_more(step, step.phase == Phase::prefill);
+}
+
+/// Gives slots to entries that wait for one, and begins their copies.
+void ExpertCache::Impl::bring_more(Step& step, bool spare_decode) {
   const std::size_t first = step.waiting;
-  give_slots(step, step.phase == Phase::prefill);
-  for (std::size_t i = first; i < step.waiting; ++i)
-    if (Status status = bring(step.entries[i].slot, experts_[step.entries[i].expert].pieces, Why::demand);
-        !status)
+  give_slots(step, spare_decode);
+  for (const Entry& entry : std::span(step.entries).subspan(first, step.waiting - first))
+    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
       step.status = status;
 }
 
@@ -195,7 +218,7 @@ bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
     return false;
   }
   Slot& slot = slots_.at(entry.slot);
-  if (slot.broken && !slot.delivered)
+  if (slot.broken)
     if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
       step.status = status;
   if (!step.status) return false;
@@ -205,12 +228,17 @@ bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
       delivered_[lane] = std::max(delivered_[lane], slot.flights[lane]);
   }
   slot.delivered = true;
-  if (slot.guessed) ++stats_.guesses_used;
-  slot.guessed = false;
   const Tier from = entry.here ? Tier::local : slot.from;
   answer = {experts_[entry.expert].number, entry.slot, memory_ + entry.slot * slot_bytes_, from};
-  ++stats_.layers[step.layer][static_cast<std::size_t>(step.phase)].experts[static_cast<std::size_t>(from)];
   return true;
+}
+
+void ExpertCache::Impl::count(const Step& step, const ReadyExpert& delivered) {
+  Slot& slot = slots_.at(delivered.slot);
+  if (slot.guessed) ++stats_.guesses_used;
+  slot.guessed = false;
+  ++stats_.layers[step.layer][static_cast<std::size_t>(step.phase)]
+        .experts[static_cast<std::size_t>(delivered.from)];
 }
 
 const ReadyExpert* ExpertCache::Impl::next(std::uint32_t number) {
@@ -221,29 +249,34 @@ const ReadyExpert* ExpertCache::Impl::next(std::uint32_t number) {
   if (step.next == step.entries.size() || !step.status) return nullptr;
   if (!deliver(step, step.entries[step.next], step.answer)) return nullptr;
   ++step.next;
+  count(step, step.answer);
   return &step.answer;
 }
 
 Result<std::span<const ReadyExpert>> ExpertCache::Impl::all(std::uint32_t number) {
   MutexLock lock(mutex_);
   Step& step = steps_[number];
+  if (!step.table.empty()) return std::span<const ReadyExpert>(step.table);
+  if (step.next > 0)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("{} of {} experts were taken by next(); so are the others", step.next,
+                            step.entries.size()));
   settle();
-  const std::size_t first = step.waiting;
-  give_slots(step, false);
-  for (std::size_t i = first; i < step.waiting; ++i)
-    if (Status status = bring(step.entries[i].slot, experts_[step.entries[i].expert].pieces, Why::demand);
-        !status)
-      step.status = status;
+  bring_more(step, false);
   if (step.waiting < step.entries.size())
     return fail(ErrorCode::out_of_memory,
                 fmt::format("the step has {} experts, and there are slots for {}; take them one by one",
                             step.entries.size(), step.waiting));
-  step.table.clear();
+  step.table.reserve(step.entries.size());
   for (Entry& entry : step.entries) {
     ReadyExpert ready;
-    if (!deliver(step, entry, ready)) return tl::unexpected(step.status.error());
+    if (!deliver(step, entry, ready)) {
+      step.table.clear();
+      return tl::unexpected(step.status.error());
+    }
     step.table.push_back(ready);
   }
+  for (const ReadyExpert& ready : step.table) count(step, ready);
   step.next = step.entries.size();
   return std::span<const ReadyExpert>(step.table);
 }
@@ -271,15 +304,9 @@ void ExpertCache::Impl::judge_layer(const Step& step) {
 }
 
 void ExpertCache::Impl::close(Step& step) {
-  std::uint32_t use = kNone;
-  if (step.next > 0) {
-    const auto event = lanes_.record(step.stream);
-    // None from a stream that is being captured, which runs nothing now, or is lost, which runs nothing any
-    // more.
-    if (event) use = uses_.add(*event);
-  }
-  for (Entry& entry : step.entries) release(step, entry, use);
-  if (use != kNone) uses_.drop(use);
+  const End end = step.next > 0 ? end_of_work(step) : End{};
+  for (Entry& entry : step.entries) release(step, entry, end);
+  uses_.drop(end.use);
   judge_layer(step);
   step.open = false;
 }
@@ -304,8 +331,15 @@ std::size_t ExpertCache::Impl::resident_of(std::uint32_t step) {
 
 Status ExpertCache::Impl::confirm() {
   MutexLock lock(mutex_);
-  lanes_.wait(delivered_);
-  settle();
+  // Waits without the lock, and for no more than what was delivered before: other threads go on.
+  const FlightNumbers awaited = delivered_;
+  TimeNs pause_ns = kShortestPauseNs;
+  for (settle(); !lanes_.ended(awaited); settle()) {
+    lock.unlock();
+    backend_.sleep_until(backend_.now_ns() + pause_ns);
+    pause_ns = std::min(2 * pause_ns, kLongestPauseNs);
+    lock.lock();
+  }
   if (failed_expert_ == kNone) return {};
   const Expert& expert = experts_[failed_expert_];
   failed_expert_ = kNone;

@@ -19,28 +19,73 @@ constexpr double kWorthSwapping = 2;
 
 }  // namespace
 
-/// Refreshes what is known of where experts are, a part of them a call. After each round they are sorted by
-/// heat.
-void ExpertCache::Impl::look_at_peers(std::size_t experts) {
-  for (std::size_t i = 0; i < std::min(experts, experts_.size()); ++i) {
-    if (looked_ == experts_.size()) {
-      looked_ = 0;
-      std::sort(by_heat_.begin(), by_heat_.end(), [&](std::uint32_t a, std::uint32_t b) {
-        const bool a_here = experts_[a].slot != kNone;
-        const bool b_here = experts_[b].slot != kNone;
-        const double a_heat = frequency_of(experts_[a]);
-        const double b_heat = frequency_of(experts_[b]);
-        return a_here != b_here ? b_here : a_heat != b_heat ? a_heat > b_heat : a < b;
-      });
-    }
+/// Refreshes what is known of where experts are, a part of them a call. True after each round over all.
+bool ExpertCache::Impl::look_at_peers() {
+  for (std::size_t i = 0; i < std::min(kLookedAtOnce, experts_.size()); ++i) {
     Expert& expert = experts_[looked_++];
     const auto pieces = pieces_of(expert);
     expert.on_peers = !pieces.empty() && std::all_of(pieces.begin(), pieces.end(),
                                                      [&](const Piece& piece) { return is_on_peers(piece); });
+    if (looked_ < experts_.size()) continue;
+    looked_ = 0;
+    return true;
   }
+  return false;
 }
 
-void ExpertCache::Impl::rebalance() {
+/// Milliseconds for a large model, so not under the lock.
+void ExpertCache::Impl::sort_by_heat(MutexLock& lock) {
+  struct Heat {
+    std::uint32_t expert = 0;
+    bool here = false;
+    double frequency = 0;
+  };
+  std::vector<Heat> heats;
+  heats.reserve(experts_.size());
+  for (std::uint32_t i = 0; i < experts_.size(); ++i)
+    heats.push_back({i, experts_[i].slot != kNone, frequency_of(experts_[i])});
+  lock.unlock();
+  std::sort(heats.begin(), heats.end(), [](const Heat& a, const Heat& b) {
+    return a.here != b.here             ? b.here
+           : a.frequency != b.frequency ? a.frequency > b.frequency
+                                        : a.expert < b.expert;
+  });
+  lock.lock();
+  for (std::size_t i = 0; i < heats.size(); ++i) by_heat_[i] = heats[i].expert;
+}
+
+std::uint64_t ExpertCache::Impl::room_on_peers() const {
+  std::uint64_t room_bytes = 0;
+  for (const PoolStats& pool : cache_.stats().pools) {
+    if (pool.tier != Tier::peer || !pool.in_service) continue;
+    room_bytes += pool.free_bytes + (pool.allowed_bytes - std::min(pool.allowed_bytes, pool.mapped_bytes));
+  }
+  return room_bytes;
+}
+
+std::vector<ExpertCache::Impl::Move> ExpertCache::Impl::choose_moves(std::uint64_t room_bytes) {
+  std::vector<Move> moves;
+  auto allowance_bytes = static_cast<std::uint64_t>(allowance_bytes_);
+  const auto coldest = std::find_if(by_heat_.rbegin(), by_heat_.rend(),
+                                    [&](std::uint32_t number) { return experts_[number].on_peers; });
+  const double coldest_heat = coldest == by_heat_.rend() ? 0 : frequency_of(experts_[*coldest]);
+  for (const std::uint32_t number : by_heat_) {
+    const Expert& expert = experts_[number];
+    if (expert.on_peers || expert.pieces == 0) continue;
+    const bool fits = room_bytes >= slot_bytes_;
+    const bool worth = expert.slot == kNone && frequency_of(expert) > kWorthSwapping * coldest_heat;
+    if ((!fits && !worth) || allowance_bytes < slot_bytes_) break;
+    Move& move = moves.emplace_back(Move{number, {}});
+    for (const Piece& piece : pieces_of(expert)) move.keys.push_back(piece.key);
+    allowance_bytes -= slot_bytes_;
+    room_bytes -= std::min(room_bytes, slot_bytes_);
+    if (!fits) break;  // one swap at a time: what goes is the PeerCache's choice, and is seen only then
+  }
+  return moves;
+}
+
+/// The PeerCache may map memory when it is asked, which takes a driver milliseconds: not under the lock.
+void ExpertCache::Impl::rebalance(MutexLock& lock) {
   const TimeNs now = backend_.now_ns();
   const auto rate = static_cast<double>(config_.rebalance_bytes_per_s);
   const double most = std::max(rate * kBurstNs / 1e9, static_cast<double>(slot_bytes_));
@@ -49,29 +94,19 @@ void ExpertCache::Impl::rebalance() {
   allowance_at_ns_ = now;
   if (rate <= 0 || allowance_bytes_ < static_cast<double>(slot_bytes_)) return;
 
-  std::uint64_t room_bytes = 0;
-  for (const PoolStats& pool : cache_.stats().pools) {
-    if (pool.tier != Tier::peer || !pool.in_service) continue;
-    room_bytes += pool.free_bytes + (pool.allowed_bytes - std::min(pool.allowed_bytes, pool.mapped_bytes));
-  }
-  const auto coldest = std::find_if(by_heat_.rbegin(), by_heat_.rend(),
-                                    [&](std::uint32_t number) { return experts_[number].on_peers; });
-  const double coldest_heat = coldest == by_heat_.rend() ? 0 : frequency_of(experts_[*coldest]);
-  for (const std::uint32_t number : by_heat_) {
-    Expert& expert = experts_[number];
-    if (expert.on_peers || expert.pieces == 0) continue;
-    const bool fits = room_bytes >= slot_bytes_;
-    const bool worth = expert.slot == kNone && frequency_of(expert) > kWorthSwapping * coldest_heat;
-    if (!fits && !worth) return;
-    if (allowance_bytes_ < static_cast<double>(slot_bytes_)) return;
-    keys_.clear();
-    for (const Piece& piece : pieces_of(expert)) keys_.push_back(piece.key);
-    if (cache_.prefetch(keys_, Tier::peer) < keys_.size()) return;
-    expert.on_peers = true;  // until it is looked at again
+  lock.unlock();
+  const std::uint64_t room_bytes = room_on_peers();
+  lock.lock();
+  const std::vector<Move> moves = choose_moves(room_bytes);
+  lock.unlock();
+  std::size_t done = 0;
+  while (done < moves.size() && cache_.prefetch(moves[done].keys, Tier::peer) == moves[done].keys.size())
+    ++done;
+  lock.lock();
+  for (const Move& move : std::span(moves).first(done)) {
+    experts_[move.expert].on_peers = true;  // until it is looked at again
     allowance_bytes_ -= static_cast<double>(slot_bytes_);
     stats_.rebalanced_bytes += slot_bytes_;
-    room_bytes -= std::min(room_bytes, slot_bytes_);
-    if (!fits) return;  // one swap at a time: what goes is the PeerCache's choice, and is seen only then
   }
 }
 
@@ -79,8 +114,11 @@ void ExpertCache::Impl::poll() {
   MutexLock lock(mutex_);
   settle();
   pump();
-  look_at_peers(kLookedAtOnce);
-  rebalance();
+  if (polling_) return;
+  polling_ = true;
+  if (look_at_peers()) sort_by_heat(lock);
+  rebalance(lock);
+  polling_ = false;
 }
 
 }  // namespace harvest::moe

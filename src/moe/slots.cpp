@@ -7,6 +7,11 @@
 #include "base/assert.hpp"
 
 namespace harvest::moe {
+namespace {
+
+constexpr std::size_t kUsualStreams = 2;  // more allocate
+
+}  // namespace
 
 UseEvents::~UseEvents() {
   for (const Entry& entry : entries_)
@@ -24,7 +29,12 @@ std::uint32_t UseEvents::add(EventId event) {
   return number;
 }
 
+void UseEvents::hold(std::uint32_t number) {
+  if (number != kNone) ++entries_[number].references;
+}
+
 void UseEvents::drop(std::uint32_t number) {
+  if (number == kNone) return;
   if (--entries_[number].references > 0) return;
   backend_.release_event(entries_[number].event);
   free_.push_back(number);
@@ -33,6 +43,7 @@ void UseEvents::drop(std::uint32_t number) {
 SlotTable::SlotTable(std::uint32_t slots, std::uint32_t layers) : slots_(slots), layers_(layers) {
   free_.reserve(slots);
   for (std::uint32_t slot = slots; slot-- > 0;) free_.push_back(slot);
+  for (Slot& slot : slots_) slot.uses.reserve(kUsualStreams);
 }
 
 void SlotTable::find_least(Layer& layer) const {

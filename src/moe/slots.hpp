@@ -3,9 +3,7 @@
 
 #include <harvest/moe/expert_cache.hpp>
 
-#include <array>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "moe/lanes.hpp"
@@ -25,7 +23,8 @@ class UseEvents {
 
   /// With one reference.
   [[nodiscard]] std::uint32_t add(EventId event);
-  void hold(std::uint32_t number) { ++entries_[number].references; }
+  /// `kNone` is held and dropped without effect.
+  void hold(std::uint32_t number);
   void drop(std::uint32_t number);
   [[nodiscard]] EventId event(std::uint32_t number) const { return entries_[number].event; }
 
@@ -39,7 +38,8 @@ class UseEvents {
   std::vector<std::uint32_t> free_;
 };
 
-/// The last use of a slot on one stream.
+/// The last use of a slot on one stream. Where the driver had no event for it, there is none yet: who writes
+/// the slot next asks again, and waits for more than it would have to.
 struct Use {
   StreamId stream = StreamId::none;
   std::uint32_t event = kNone;
@@ -59,7 +59,7 @@ struct Slot {
   bool guessed = false;             ///< came by a guess, and no step has needed it yet
   bool expendable = false;          ///< a wrong guess, or came for prefill: goes first
   double value = 0;                 ///< since its layer passed
-  std::array<Use, 2> uses{};        ///< of more streams than this the last stands for all
+  std::vector<Use> uses{};          ///< one of each stream whose work may not be over
 };
 
 class SlotTable {

@@ -17,7 +17,8 @@ class FailingBackend final : public test::ForwardingBackend {
     return inner_.stream_wait(stream, event);
   }
   Result<EventId> record_event(StreamId stream) override {
-    if (fails(fail_record_after_)) return fail(ErrorCode::out_of_memory, "no event can be had now");
+    if (stream == eventless_ || fails(fail_record_after_))
+      return fail(ErrorCode::out_of_memory, "no event can be had now");
     return inner_.record_event(stream);
   }
   Status fill(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,
@@ -40,6 +41,7 @@ class FailingBackend final : public test::ForwardingBackend {
 
   /// The call after the next `calls` fails, once.
   void fail_wait_after(int calls) { fail_wait_after_ = calls; }
+  void refuse_events_of(StreamId stream) { eventless_ = stream; }
   void fail_record_after(int calls) { fail_record_after_ = calls; }
 
  private:
@@ -47,6 +49,7 @@ class FailingBackend final : public test::ForwardingBackend {
 
   int fail_wait_after_ = -1;
   int fail_record_after_ = -1;
+  StreamId eventless_ = StreamId::none;
   bool refuses_fills_ = false;
   const std::byte* watched_ = nullptr;
   std::optional<bool> went_wiped_;
@@ -212,6 +215,21 @@ TEST_F(FailedWaitTest, ACacheEndsThoughNothingIsWiped) {
   cache_.reset();
   EXPECT_EQ(machine_->mapped_bytes(1), 0U);
   EXPECT_EQ(machine_->mapped_bytes(kHost), 0U);
+}
+
+/// What still reads a copy cannot be waited for then: its memory is kept rather than given away (I1), and the
+/// process goes on (I10).
+TEST_F(FailedWaitTest, ACacheEndsThoughNoEventIsToBeHad) {
+  put(1, Backing::lossy);
+  put(2, Backing::managed_host);
+  FetchItem first = item(1, staging_);
+  ASSERT_TRUE(machine_->submit_kernel(stream_, 5'000'000'000).has_value());
+  ASSERT_TRUE(cache_->fetch({&first, 1}, stream_).has_value());
+  backend_.refuse_events_of(stream_);
+  cache_.reset();
+  EXPECT_EQ(machine_->mapped_bytes(1), kBytes) << "I1";
+  EXPECT_EQ(machine_->mapped_bytes(kHost), 0U);
+  EXPECT_EQ(download(staging_), content(1, 1, kBytes));
 }
 
 /// A lost device refuses too, but nothing is left there to wipe.

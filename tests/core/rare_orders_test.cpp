@@ -199,6 +199,37 @@ TEST(ReclaimTest, WhatIsLateIsToldThoughACallbackLetTheDeadlinePass) {
   EXPECT_EQ(report->late_bytes, 4 * MiB);
 }
 
+/// Answers that a segment could not be given back, and keeps it, as a driver in trouble may.
+class KeepingBackend final : public test::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  Status unmap_segment(std::byte* address) override {
+    if (std::exchange(refuses_next, false)) return fail(ErrorCode::unavailable, "the driver does not answer");
+    return inner_.unmap_segment(address);
+  }
+  bool refuses_next = false;
+};
+
+TEST(ReclaimTest, WhatTheDriverDoesNotTakeBackIsNotReportedAsReturned) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("2xh100-nvl")));
+  KeepingBackend backend(*machine);
+  const auto cache = std::move(*PeerCache::create(backend, small_config()));
+  const std::vector<std::byte> bytes = content(1, 1, 4 * MiB);
+  for (const std::uint64_t key : {1, 2, 3})
+    ASSERT_TRUE(cache->put(key, bytes.data(), 4 * MiB, backed_by(Backing::lossy)));
+  ASSERT_EQ(machine->mapped_bytes(1), 12 * MiB);
+  backend.refuses_next = true;
+  const TimeNs deadline = backend.now_ns() + 100'000'000;
+  const auto one = cache->reclaim(1, 4 * MiB, deadline);
+  ASSERT_TRUE(one && one->finished);
+  EXPECT_EQ(one->returned_bytes, 4 * MiB);
+  EXPECT_EQ(machine->mapped_bytes(1), 8 * MiB) << "I5: another segment went in its stead";
+  const auto rest = cache->reclaim(1, 8 * MiB, deadline);
+  ASSERT_TRUE(rest && rest->finished) << "there is nothing more to give";
+  EXPECT_EQ(rest->returned_bytes, 4 * MiB) << "I5";
+  EXPECT_EQ(machine->mapped_bytes(1), 4 * MiB);
+}
+
 /// Keeps what it is asked to copy.
 class RecordingBackend final : public test::ForwardingBackend {
  public:

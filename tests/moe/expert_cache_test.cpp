@@ -89,7 +89,7 @@ TEST(ExpertCache, ATableHoldsTheWholeStep) {
 
 TEST(ExpertCache, TwoStepsAtOnceShareWhatTheyShare) {
   World world({.slots = 6});
-  const StreamId other = *world.backend->create_stream(0);
+  const StreamId other = world.add_stream();
   auto one = world.experts->begin_layer(0, Experts{0, 1, 2}, world.stream);
   auto two = world.experts->begin_layer(0, Experts{1, 2, 3}, other);
   ASSERT_TRUE(one);

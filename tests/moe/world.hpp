@@ -24,6 +24,8 @@ struct WorldOptions {
   std::uint32_t slots = 16;
   std::function<void(ExpertCacheConfig&)> with{};
   std::function<void(PeerCacheConfig&)> with_peers{};
+  /// Stands between the machine and all who use it.
+  std::function<std::unique_ptr<Backend>(SimulatedBackend&)> between{};
 };
 
 /// A consumer with a cache of experts, on a simulated machine with real bytes. The consumer's "computation"
@@ -35,6 +37,8 @@ class World {
     SimulationOptions simulation;
     Machine machine = *machine_from_preset(options.machine);
     backend = *make_simulated_backend(machine, simulation);
+    if (options.between) between = options.between(*backend);
+    seen = between ? between.get() : backend.get();
     model.name = "test";
     model.layers = options.layers;
     model.experts = options.experts;
@@ -45,7 +49,7 @@ class World {
     peers.host_chunk_bytes = 2ULL << 20;
     peers.host_budget_bytes = 8ULL << 20;
     if (options.with_peers) options.with_peers(peers);
-    cache = *PeerCache::create(*backend, peers);
+    cache = *PeerCache::create(*seen, peers);
     ExpertCacheConfig config;
     config.model = model;
     config.local_budget_bytes = options.slots * ((model.expert_bytes() + 255) / 256 * 256);
@@ -62,17 +66,23 @@ class World {
         const Status added = experts->add_expert(layer, expert, bytes);
         EXPECT_TRUE(added) << (added ? "" : added.error().message);
       }
-    stream = *backend->create_stream(0);
+    stream = add_stream();
   }
 
   ~World() {
     experts.reset();
     cache.reset();
     for (const Read& read : reads) {
-      backend->wait_event(read.event, kNever);
-      backend->release_event(read.event);
-      static_cast<void>(backend->unmap_segment(read.bytes));
+      seen->wait_event(read.event, kNever);
+      seen->release_event(read.event);
+      static_cast<void>(seen->unmap_segment(read.bytes));
     }
+    for (const StreamId mine : streams) static_cast<void>(seen->destroy_stream(mine));
+  }
+
+  StreamId add_stream() {
+    streams.push_back(*seen->create_stream(0));
+    return streams.back();
   }
 
   [[nodiscard]] std::byte* weights_of(std::uint32_t layer, std::uint32_t expert) const {
@@ -86,22 +96,22 @@ class World {
   /// Takes what lies at `ready` when `on` gets there, for `check_reads`.
   void read(std::uint32_t layer, const ReadyExpert& ready, StreamId on) {
     const std::uint64_t bytes = model.expert_bytes();
-    std::byte* const buffer = *backend->map_segment(0, (bytes + (2ULL << 20) - 1) >> 21 << 21, {});
+    std::byte* const buffer = *seen->map_segment(0, (bytes + (2ULL << 20) - 1) >> 21 << 21, {});
     const Copy copy{buffer, ready.address, bytes};
-    ASSERT_TRUE(backend->copy(on, {0, 0}, {&copy, 1}));
-    reads.push_back({layer, ready.expert, buffer, *backend->record_event(on)});
+    ASSERT_TRUE(seen->copy(on, {0, 0}, {&copy, 1}));
+    reads.push_back({layer, ready.expert, buffer, *seen->record_event(on)});
   }
 
   /// Waits for all reads, and answers how many were not what they should be.
   std::size_t check_reads() {
     std::size_t wrong = 0;
     for (const Read& read : reads) {
-      const EventState state = backend->wait_event(read.event, kNever);
+      const EventState state = seen->wait_event(read.event, kNever);
       const bool same =
           std::memcmp(read.bytes, weights_of(read.layer, read.expert), model.expert_bytes()) == 0;
       if (state != EventState::complete || !same) ++wrong;
-      backend->release_event(read.event);
-      static_cast<void>(backend->unmap_segment(read.bytes));
+      seen->release_event(read.event);
+      static_cast<void>(seen->unmap_segment(read.bytes));
     }
     reads.clear();
     return wrong;
@@ -147,11 +157,14 @@ class World {
   };
 
   std::unique_ptr<SimulatedBackend> backend;
+  std::unique_ptr<Backend> between;
+  Backend* seen = nullptr;  ///< by the caches
   ModelDescription model;
   std::unique_ptr<PeerCache> cache;
   std::unique_ptr<ExpertCache> experts;
   std::byte* weights = nullptr;
   StreamId stream = StreamId::none;
+  std::vector<StreamId> streams;
   std::vector<Read> reads;
 };
 

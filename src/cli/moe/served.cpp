@@ -106,6 +106,7 @@ class CachedServer {
     config.local_budget_bytes = budget_bytes();
     config.eviction = run_.eviction;
     config.predictor = run_.predictor;
+
     auto experts = moe::ExpertCache::create(*cache_, config);
     if (!experts) return tl::unexpected(experts.error());
     experts_ = std::move(*experts);
