@@ -49,32 +49,39 @@ const examples::Tensor* find(const std::vector<SafetensorsFile>& files, std::uin
   return nullptr;
 }
 
+/// All experts are as the first one is.
+const examples::Tensor& tensor_of(const std::vector<SafetensorsFile>& files, std::uint32_t layer,
+                                  std::uint32_t expert, const char* matrix) {
+  const auto* tensor = find(files, layer, expert, matrix);
+  const auto* first = find(files, 0, 0, matrix);
+  const std::string name = examples::mixtral_expert_tensor(layer, expert, matrix);
+  if (tensor == nullptr || first == nullptr)
+    need(fail(ErrorCode::not_found, name + " is in none of the files"));
+  if (tensor->bytes.size() != first->bytes.size())
+    need(fail(ErrorCode::malformed, fmt::format("{} has {} bytes, that of layer 0 and expert 0 has {}", name,
+                                                tensor->bytes.size(), first->bytes.size())));
+  return *tensor;
+}
+
 moe::ModelDescription describe(const std::vector<SafetensorsFile>& files) {
   moe::ModelDescription model;
   model.top_k = kTopK;
+  for (const char* matrix : kMatrices)
+    model.tensors.push_back({matrix, tensor_of(files, 0, 0, matrix).bytes.size()});
   while (find(files, model.layers, 0, kMatrices.front()) != nullptr) ++model.layers;
   while (find(files, 0, model.experts, kMatrices.front()) != nullptr) ++model.experts;
-  for (const char* matrix : kMatrices)
-    if (const auto* tensor = find(files, 0, 0, matrix))
-      model.tensors.push_back({matrix, tensor->bytes.size()});
   return model;
 }
 
 /// The bytes stay in the mapped files: Harvest is told where.
 void add_experts(moe::ExpertCache& experts, const std::vector<SafetensorsFile>& files) {
-  const moe::ModelDescription& model = experts.config().model;
-  for (std::uint32_t layer = 0; layer < model.layers; ++layer)
-    for (std::uint32_t expert = 0; expert < model.experts; ++expert) {
+  for (const SafetensorsFile& file : files)
+    need(experts.pin_weights(file.mapping().data(), file.mapping().size()));
+  for (std::uint32_t layer = 0; layer < experts.config().model.layers; ++layer)
+    for (std::uint32_t expert = 0; expert < experts.config().model.experts; ++expert) {
       std::array<const std::byte*, kMatrices.size()> addresses{};
-      for (std::size_t i = 0; i < kMatrices.size(); ++i) {
-        const auto* tensor = find(files, layer, expert, kMatrices[i]);
-        if (tensor == nullptr || tensor->bytes.size() != model.tensors[i].bytes)
-          need(fail(ErrorCode::malformed,
-                    fmt::format("{} has {} bytes, that of expert 0 in layer 0 has {}",
-                                examples::mixtral_expert_tensor(layer, expert, kMatrices[i]),
-                                tensor == nullptr ? 0 : tensor->bytes.size(), model.tensors[i].bytes)));
-        addresses[i] = tensor->bytes.data();
-      }
+      for (std::size_t i = 0; i < kMatrices.size(); ++i)
+        addresses[i] = tensor_of(files, layer, expert, kMatrices[i]).bytes.data();
       need(experts.add_expert(layer, expert, addresses));
     }
 }
@@ -101,8 +108,6 @@ int walk(const std::vector<SafetensorsFile>& files) {
   config.local_budget_bytes = model.layers * model.experts * model.expert_bytes() / 4;
   config.predictor = "next_layer";
   auto experts = need(moe::ExpertCache::create(*cache, config));
-  for (const SafetensorsFile& file : files)
-    need(experts->pin_weights(file.mapping().data(), file.mapping().size()));
   add_experts(*experts, files);
   const StreamId stream = need(backend->create_stream(0));
 
@@ -116,7 +121,7 @@ int walk(const std::vector<SafetensorsFile>& files) {
       while (const moe::ReadyExpert* expert = step.next())
         for (std::size_t i = 0; i < kMatrices.size(); ++i)
           wrong += is_right(*backend, stream, expert->address + model.tensor_offset(i),
-                            *find(files, layer, expert->expert, kMatrices[i]))
+                            tensor_of(files, layer, expert->expert, kMatrices[i]))
                        ? 0
                        : 1;
       need(experts->end_layer(std::move(step)));
