@@ -272,6 +272,7 @@ Status ExpertCache::Impl::add(std::uint32_t layer, std::uint32_t number,
 Tier ExpertCache::Impl::locate(std::uint32_t layer, std::uint32_t number) {
   MutexLock lock(mutex_);
   if (!check_expert(layer, number)) return Tier::none;
+  settle();
   const Expert& expert = experts_[index_of(layer, number)];
   if (expert.pieces == 0) return Tier::none;
   if (expert.slot != kNone && is_here(slots_.at(expert.slot))) return Tier::local;

@@ -170,9 +170,10 @@ bool ExpertCache::Impl::is_over(const Use& use) const {
   return use.event != kNone && backend_.query_event(uses_.event(use.event)) != EventState::pending;
 }
 
-/// The end of the work on a step's stream, for the slots that it read.
+/// The end of the work on a step's stream, for the slots that it read. Asks with patience, since afterwards
+/// the stream may be destroyed.
 ExpertCache::Impl::End ExpertCache::Impl::end_of_work(const Step& step) {
-  const auto event = backend_.record_event(step.stream);
+  const auto event = lanes_.record(step.stream);
   if (event) return {true, uses_.add(*event)};
   // A stream that is being captured runs nothing now; one that is lost or gone, nothing any more.
   return {event.error().code == ErrorCode::out_of_memory, kNone};

@@ -7,6 +7,7 @@ namespace {
 
 constexpr std::uint32_t kMostLayers = 1024;
 constexpr std::uint32_t kMostExperts = 1024;
+constexpr std::size_t kMostTensors = 1024;
 constexpr std::uint64_t kMostExpertBytes = 16ULL << 30;
 
 std::uint64_t aligned(std::uint64_t bytes) {
@@ -40,6 +41,7 @@ Status ModelDescription::validate() const {
   if (top_k < 1 || top_k > experts) return outside("top_k", top_k, 1, experts);
   if (tensors.empty())
     return fail(ErrorCode::invalid_argument, "tensors is empty; an expert has at least one");
+  if (tensors.size() > kMostTensors) return outside("the number of tensors", tensors.size(), 1, kMostTensors);
   std::uint64_t bytes = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (tensors[i].bytes < 1 || tensors[i].bytes > kMostExpertBytes)

@@ -102,6 +102,11 @@ class NextLayerPredictor final : public Predictor {
 
 }  // namespace
 
+/// Of its tables of odds, two for each layer.
+std::uint64_t next_layer_predictor_bytes(const ModelDescription& model) {
+  return 2 * sizeof(float) * model.layers * model.experts * model.experts;
+}
+
 std::unique_ptr<Predictor> make_next_layer_predictor(const ModelDescription& model) {
   return std::make_unique<NextLayerPredictor>(model);
 }

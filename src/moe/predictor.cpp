@@ -20,13 +20,18 @@ class NoPredictor final : public Predictor {
 struct Choice {
   std::string_view name;
   std::unique_ptr<Predictor> (*make)(const ModelDescription&);
+  /// Of tables that are there from the start.
+  std::uint64_t (*kept_bytes)(const ModelDescription&) = [](const ModelDescription&) -> std::uint64_t {
+    return 0;
+  };
 };
+constexpr std::uint64_t kMostKeptBytes = 2ULL << 30;
 constexpr std::array kChoices{
     Choice{"none",
            [](const ModelDescription&) -> std::unique_ptr<Predictor> {
              return std::make_unique<NoPredictor>();
            }},
-    Choice{"next_layer", make_next_layer_predictor},
+    Choice{"next_layer", make_next_layer_predictor, next_layer_predictor_bytes},
     Choice{"sequence", make_sequence_predictor},
 };
 
@@ -44,8 +49,15 @@ std::span<const std::string_view> predictor_names() {
 
 Result<std::unique_ptr<Predictor>> make_predictor(std::string_view name, const ModelDescription& model) {
   if (Status status = model.validate(); !status) return tl::unexpected(status.error());
-  for (const Choice& choice : kChoices)
-    if (choice.name == name) return choice.make(model);
+  for (const Choice& choice : kChoices) {
+    if (choice.name != name) continue;
+    if (const std::uint64_t bytes = choice.kept_bytes(model); bytes > kMostKeptBytes)
+      return fail(
+          ErrorCode::out_of_memory,
+          fmt::format("predictor '{}' would keep {} bytes for {} layers of {} experts, the limit is {}", name,
+                      bytes, model.layers, model.experts, kMostKeptBytes));
+    return choice.make(model);
+  }
   return fail(ErrorCode::not_found,
               fmt::format("no predictor '{}'; known are {}", name, fmt::join(kNames, ", ")));
 }

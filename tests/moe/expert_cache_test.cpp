@@ -215,6 +215,38 @@ TEST(ExpertCache, PrefillDoesNotFlushWhatDecodeHasLearnt) {
   EXPECT_EQ(world.check_reads(), 0U);
 }
 
+/// A prompt passes over more layers than fit, again and again: what came first is there the next time.
+TEST(ExpertCache, OfWhatPrefillBroughtTheLatestGoesFirst) {
+  World world({.slots = 4});
+  world.step(0, {0, 1}, Phase::prefill);
+  world.step(1, {0, 1}, Phase::prefill);
+  world.step(2, {5});
+  EXPECT_EQ(world.experts->locate(0, 0), Tier::local);
+  EXPECT_EQ(world.experts->locate(0, 1), Tier::local);
+  EXPECT_EQ(world.check_reads(), 0U);
+}
+
+TEST(ExpertCache, TakesAModelOfAMillionExperts) {
+  World small;
+  ExpertCacheConfig config = small.experts->config();
+  config.key_space = 77;
+  config.model.layers = config.model.experts = 1024;
+  config.predictor = "sequence";
+  auto experts = *ExpertCache::create(*small.cache, config);
+  ASSERT_TRUE(experts->add_expert(1023, 1023, small.weights_of(3, 7)));
+  auto step = experts->begin_layer(1023, Experts{1023}, small.stream);
+  ASSERT_TRUE(step);
+  ReadyExpert ready = *step->next();
+  EXPECT_EQ(ready.expert, 1023U);
+  ready.expert = 7;  // whose weights it has
+  small.read(3, ready, small.stream);
+  EXPECT_TRUE(experts->end_layer(std::move(*step)));
+  EXPECT_EQ(small.check_reads(), 0U);
+  EXPECT_EQ(experts->locate(1023, 1023), Tier::local);
+  EXPECT_EQ(experts->locate(0, 1023), Tier::none);
+  experts->poll();
+}
+
 // --- guesses --------------------------------------------------------------------------------------------
 
 TEST(ExpertPrefetch, BringsWhatIsAskedFor) {

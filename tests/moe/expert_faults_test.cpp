@@ -5,6 +5,7 @@
 
 #include "backend/checked.hpp"
 #include "backend/forwarding_backend.hpp"
+#include "moe/life_witness.hpp"
 #include "moe/world.hpp"
 
 /// Corners in which an expert could be delivered with other bytes, twice, or never: each was found by
@@ -254,6 +255,25 @@ TEST(ShortOfEvents, ReadersWithoutAnEventAreNotOverwritten) {
   EXPECT_TRUE(world.experts->confirm());
 }
 
+/// Nor by way of another stream that read the slot later.
+TEST(ShortOfEvents, TheReadersOfAnotherStreamStandForNoOthers) {
+  ShortOfEventsWorld shortage;
+  World& world = shortage.world;
+  const StreamId other = world.add_stream();
+  for (const StreamId stream : {world.stream, other}) {
+    auto step = world.experts->begin_layer(0, Experts{0, 1}, stream);
+    ASSERT_TRUE(step);
+    ASSERT_TRUE(world.backend->submit_kernel(stream, stream == world.stream ? 8'000'000'000 : 1));
+    while (const ReadyExpert* ready = step->next()) world.read(0, *ready, stream);
+    shortage.backend->refuses = [&](StreamId of) { return of == world.stream; };
+    EXPECT_TRUE(world.experts->end_layer(std::move(*step)));
+    shortage.backend->refuses = {};
+  }
+  world.step(0, {2, 3});
+  EXPECT_EQ(world.check_reads(), 0U);
+  EXPECT_TRUE(world.experts->confirm());
+}
+
 /// And if there is still none, the slot is not refilled.
 TEST(ShortOfEvents, ASlotWhoseReadersNobodyKnowsIsNotRefilled) {
   ShortOfEventsWorld shortage;
@@ -286,6 +306,31 @@ TEST(ShortOfEvents, ACopyWithoutAnEventDoesNotCount) {
   world.step(0, {2});
   EXPECT_EQ(world.check_reads(), 0U);
   EXPECT_TRUE(world.experts->confirm());
+}
+
+/// However many steps come and go, the events that are kept are bounded.
+TEST(ExpertSteps, LeaveNoEventsBehind) {
+  LifeWitness* witness = nullptr;
+  World world({.slots = 6, .between = [&](SimulatedBackend& inner) {
+                 auto made = std::make_unique<LifeWitness>(inner);
+                 witness = made.get();
+                 return made;
+               }});
+  const StreamId other = world.add_stream();
+  world.pass(1'000'000'000);  // copies to peers, each with an event
+  std::size_t most = 0;
+  for (std::uint32_t i = 0; i < 400; ++i) {
+    auto step =
+        world.experts->begin_layer(i % 4, Experts{i % 8, i % 7, i % 5}, i % 3 == 0 ? other : world.stream);
+    ASSERT_TRUE(step);
+    while (step->next() != nullptr) {
+    }
+    EXPECT_TRUE(world.experts->end_layer(std::move(*step)));
+    if (i % 16 != 0) continue;
+    world.pass(2'000'000);
+    most = std::max(most, witness->live_events());
+  }
+  EXPECT_LE(most, 60U);
 }
 
 // --- what the host waits for

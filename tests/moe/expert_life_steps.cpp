@@ -197,7 +197,9 @@ void ExpertLife::read(std::uint32_t layer, const ReadyExpert& ready, std::size_t
   const Copy copy{free_buffers_.back(), ready.address, plan_.model.expert_bytes()};
   if (!backend_->copy(stream, {0, 0}, {&copy, 1})) return;
   free_buffers_.pop_back();
-  reads_.push_back({layer, ready.expert, period, copy.destination, *backend_->record_event(stream)});
+  auto event = backend_->record_event(stream);
+  while (!event) event = backend_->record_event(stream);
+  reads_.push_back({layer, ready.expert, period, copy.destination, *event});
 }
 
 void ExpertLife::check_reads(bool wait) {

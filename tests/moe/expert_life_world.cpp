@@ -89,8 +89,9 @@ void ExpertLife::change_stream() {
 }
 
 void ExpertLife::change_faults() {
-  faults_ = {};
-  if (random_.chance(0.7)) faults_ = plan_.faults;
+  const bool any = random_.chance(0.7);
+  faults_ = any ? plan_.faults : FaultPlan{};
+  witness_->set_shortage_of_events(any ? plan_.shortage_of_events : 0, random_.next());
   require(simulated_->set_faults(faults_).has_value(), "wrong faults");
 }
 
@@ -138,6 +139,7 @@ void ExpertLife::wrong_call() {
 void ExpertLife::calm() {
   close_all();
   faults_ = {};
+  witness_->set_shortage_of_events(0, 0);
   require(simulated_->set_faults(faults_).has_value(), "no faults are refused");
   for (const DeviceId peer : plan_.peers.peers) {
     for (const auto& [from, to] :

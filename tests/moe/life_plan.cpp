@@ -130,6 +130,7 @@ LifePlan draw_life_plan(std::uint64_t seed) {
   plan.may_lose_peer = rest.chance(0.25);
   Random of_faults = part(6);
   plan.faults = draw_faults(of_faults);
+  if (of_faults.chance(0.25)) plan.shortage_of_events = 0.3;
 
   Random of_weights = part(7);
   constexpr std::array<unsigned, 4> kFactors{0, 1, 3, 10};

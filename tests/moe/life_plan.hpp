@@ -53,7 +53,8 @@ struct LifePlan {
   bool may_lose_peer = false;
   PeerCacheConfig peers;
   ExpertCacheConfig experts;
-  FaultPlan faults;  ///< when there are any
+  FaultPlan faults;               ///< when there are any
+  double shortage_of_events = 0;  ///< then
   std::array<unsigned, kLifeOperations> weights{};
 };
 

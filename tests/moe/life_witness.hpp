@@ -7,6 +7,7 @@
 #include <set>
 
 #include "backend/forwarding_backend.hpp"
+#include "core/random.hpp"
 
 namespace harvest::moe {
 
@@ -23,6 +24,12 @@ class LifeWitness : public test::ForwardingBackend {
   }
   /// Bytes of copies into slots that the machine accepted, by where they came from.
   [[nodiscard]] const std::map<DeviceId, std::uint64_t>& brought_bytes() const { return brought_bytes_; }
+
+  /// The driver has no event to give, with this probability each time that somebody asks for one.
+  void set_shortage_of_events(double probability, std::uint64_t seed) {
+    shortage_ = probability;
+    random_ = testing::Random(seed);
+  }
 
   [[nodiscard]] std::size_t live_events() const { return events_.size(); }
   [[nodiscard]] std::size_t live_streams() const { return streams_.size(); }
@@ -48,6 +55,7 @@ class LifeWitness : public test::ForwardingBackend {
     return inner_.destroy_stream(stream);
   }
   Result<EventId> record_event(StreamId stream) override {
+    if (shortage_ > 0 && random_.chance(shortage_)) return fail(ErrorCode::out_of_memory, "no event is left");
     auto event = inner_.record_event(stream);
     if (event) events_.insert(*event);
     return event;
@@ -71,6 +79,8 @@ class LifeWitness : public test::ForwardingBackend {
   std::map<DeviceId, std::uint64_t> brought_bytes_;
   std::set<std::byte*> segments_;
   std::set<EventId> events_;
+  double shortage_ = 0;
+  testing::Random random_{0};
   std::set<StreamId> streams_;
 };
 

@@ -45,7 +45,8 @@ struct SlotFacts {
 
 /// The worth of an expert in a slot: of all, the least goes first. It is asked each time that the expert's
 /// layer has passed and holds until the layer comes again, so it must not tell time from anything but the
-/// facts.
+/// facts. It is called under the cache's lock: it calls nothing of the cache, throws nothing, and answers a
+/// number above -1e15.
 using SlotValue = std::function<double(const SlotFacts&)>;
 
 /// Names of values, the default first:
@@ -108,7 +109,8 @@ class LayerStep {
   const ReadyExpert* next();
 
   /// All of them, for a kernel that takes a table; instead of `next`. Orders the stream behind the last
-  /// arrival. Errors: out_of_memory (more experts than slots), and those of `end_layer`.
+  /// arrival. Errors: out_of_memory (more experts than slots; `next` can still be called), invalid_argument
+  /// (`next` was called), and those of `end_layer`.
   Result<std::span<const ReadyExpert>> all();
 
  private:
@@ -147,18 +149,22 @@ struct ExpertCacheStats {
 
 /// All functions may be called from any thread; they take one lock, and `begin_layer` for experts that are
 /// here costs less than a microsecond and allocates nothing. No function waits for the GPU unless it says so.
+/// `PeerCacheConfig::on_event` may call them: of the PeerCache's functions those that call back, or that may
+/// map memory, are called without that lock.
+///
 /// The addresses of slots never change while the cache lives, so a captured graph may keep a table of them;
 /// what lies in a slot belongs to a step only between its `begin_layer` and `end_layer`.
 class ExpertCache {
  public:
-  /// Takes the slots' memory from `cache`'s consumer. `cache` and the weights outlive the answer.
+  /// Takes the slots' memory from `cache`'s consumer. `cache` and the weights outlive the answer. A `cache`
+  /// with a local budget keeps second copies of experts beside the slots: give it none.
   /// Errors: invalid_argument (names the field, value and limit), not_found (a name), out_of_memory,
   /// unavailable.
   [[nodiscard]] static Result<std::unique_ptr<ExpertCache>> create(PeerCache& cache,
                                                                    ExpertCacheConfig config);
 
-  /// Waits for its GPU work, and until nothing of the PeerCache's reads the weights. Requires: no step is
-  /// open.
+  /// Waits for its GPU work, and, by `PeerCache::settle` for up to a minute, until nothing of the PeerCache's
+  /// reads the weights. Requires: no step is open.
   ~ExpertCache();
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
@@ -171,7 +177,8 @@ class ExpertCache {
 
   /// Makes an expert known by the addresses of its tensors in host memory, in the description's order. They
   /// are read in place, for as long as the cache lives. Errors: invalid_argument (no such layer or expert, it
-  /// is known already, a null tensor, another number of tensors), out_of_memory (of the PeerCache's objects).
+  /// is known already, a null tensor, another number of tensors, a `key_space` in which the PeerCache has it
+  /// already), out_of_memory (of the PeerCache's objects).
   Status add_expert(std::uint32_t layer, std::uint32_t expert, std::span<const std::byte* const> tensors);
   /// The same where the tensors lie one behind the other as in a slot (`ModelDescription::tensor_offset`).
   Status add_expert(std::uint32_t layer, std::uint32_t expert, const std::byte* weights);
@@ -180,7 +187,9 @@ class ExpertCache {
 
   /// Decides at once for all experts of a layer step: which are here, which come, what goes for them; and
   /// begins the copies. `experts` may repeat; each is delivered once. Nothing a step needs is evicted for it
-  /// or for a prefetch. Prefill's experts are the first to go afterwards, and teach nothing. Errors:
+  /// or for a prefetch. Prefill's experts are the first to go afterwards, and teach nothing. The stream is
+  /// one of the consumer's that is not being captured, and may be destroyed when the step has ended. Events
+  /// are recorded on it: an event of the caller's tells of failed work since the last of those. Errors:
   /// invalid_argument (layer, expert, stream), not_found (an expert that was not added), busy (too many steps
   /// are open, or all slots are in open steps), and those of `PeerCache::fetch`.
   [[nodiscard]] Result<LayerStep> begin_layer(std::uint32_t layer, std::span<const std::uint32_t> experts,
@@ -190,9 +199,10 @@ class ExpertCache {
   /// could not be begun: then `next` did not deliver all.
   Status end_layer(LayerStep step);
 
-  /// Waits until all that steps ordered so far has arrived, and says whether it did. Errors: copy_failed,
-  /// which names an expert: what was computed since the last call is worth nothing; the experts concerned
-  /// come anew when they are needed again.
+  /// Waits until all that steps were given so far has arrived, and says whether it did: for all steps on all
+  /// streams, so where several threads compute, one calls it and tells the others. Errors: copy_failed, which
+  /// names an expert: what was computed since the last call is worth nothing, and steps that are open are
+  /// ended and begun again; the experts concerned come anew.
   Status confirm();
 
   // --- ahead of time -----------------------------------------------------------------------------

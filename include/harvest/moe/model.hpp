@@ -41,7 +41,7 @@ struct ModelDescription {
   /// Where a tensor begins in its expert's slot.
   [[nodiscard]] std::uint64_t tensor_offset(std::size_t tensor) const;
   /// Errors: invalid_argument (names the field, value and limit): 1 to 1,024 layers, 1 to 1,024 experts,
-  /// top_k from 1 to experts, at least one tensor, an expert of at most 16 GiB.
+  /// top_k from 1 to experts, 1 to 1,024 tensors, an expert of at most 16 GiB.
   [[nodiscard]] Status validate() const;
 };
 

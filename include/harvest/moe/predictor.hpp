@@ -41,12 +41,15 @@ class Predictor {
 
 /// Names that `make_predictor` knows, the default first:
 /// - `none` guesses nothing;
-/// - `next_layer` counts which experts of a layer follow which of the layer before, and forgets slowly;
+/// - `next_layer` counts which experts of a layer follow which of the layer before, and forgets slowly; it
+/// keeps
+///   8 bytes x layers x experts^2;
 /// - `sequence` compares the pass under way with recent passes, and guesses what the most similar ones did
 /// next.
 [[nodiscard]] std::span<const std::string_view> predictor_names();
 
-/// Errors: not_found, with the known names in the message; invalid_argument (`ModelDescription::validate`).
+/// Errors: not_found, with the known names in the message; invalid_argument (`ModelDescription::validate`);
+/// out_of_memory (a predictor would keep more than 2 GiB).
 [[nodiscard]] Result<std::unique_ptr<Predictor>> make_predictor(std::string_view name,
                                                                 const ModelDescription& model);
 
