@@ -64,7 +64,8 @@ struct Slot {
 
 class SlotTable {
  public:
-  SlotTable(std::uint32_t slots, std::uint32_t layers);
+  /// Between layers an expert counts `evenness` less for each that its layer has in slots.
+  SlotTable(std::uint32_t slots, std::uint32_t layers, double evenness = 0);
 
   [[nodiscard]] std::uint32_t size() const { return static_cast<std::uint32_t>(slots_.size()); }
   [[nodiscard]] std::uint32_t used() const { return size() - static_cast<std::uint32_t>(free_.size()); }
@@ -96,6 +97,7 @@ class SlotTable {
   };
   void find_least(Layer& layer) const;
 
+  double evenness_;
   std::vector<Slot> slots_;
   std::vector<Layer> layers_;
   std::vector<std::uint32_t> free_;
