@@ -101,6 +101,7 @@ struct PeerCacheConfig {
 
   /// Called by `poll`, `put`, `erase`, `settle` and the reclaims after their work, outside of all locks, by
   /// whichever thread did it, perhaps by two at once; it may call the cache. Never called on the read path.
+  /// It may not throw: that stops the process.
   std::function<void(const CacheEvent&)> on_event{};
 };
 

@@ -84,7 +84,8 @@ class ObjectReader {
   template <typename Integer>
   requires std::is_integral_v<Integer>
   void read(std::string_view name, Integer& out, Integer low, Integer high) {
-    if (const Json* value = find(name)) read_integer(at(name), *value, out, low, high);
+    const auto path = [&] { return at(name); };
+    if (const Json* value = find(name)) read_integer(path, *value, out, low, high);
   }
   /// One of `values`, by the name that `to_string` gives it.
   template <typename Enum, std::size_t kCount>
@@ -103,12 +104,15 @@ class ObjectReader {
                    fmt::format("{} is '{}'; known are {}", at(name), abridged(text), fmt::join(known, ", ")));
   }
   void read(std::string_view name, std::vector<std::uint32_t>& out) {
-    each(name, [&](const Json& value, const std::string& path) {
-      using Limits = std::numeric_limits<std::uint32_t>;
+    const Json* value = find(name);
+    if (!value || !check(name, *value, value->is_array(), "an array")) return;
+    using Limits = std::numeric_limits<std::uint32_t>;
+    for (std::size_t i = 0; i < value->size() && status_; ++i) {
       std::uint32_t number = 0;
-      read_integer(path, value, number, Limits::min(), Limits::max());
+      const auto path = [&] { return fmt::format("{}[{}]", at(name), i); };
+      read_integer(path, (*value)[i], number, Limits::min(), Limits::max());
       out.push_back(number);
-    });
+    }
   }
 
   template <typename Body>
@@ -148,8 +152,9 @@ class ObjectReader {
     if (!good) complain(at(name), value, wanted);
     return good;
   }
-  template <typename Integer>
-  void read_integer(const std::string& path, const Json& value, Integer& out, Integer low, Integer high) {
+  /// `path` is a function that answers it: long lists are read, and seldom complained of.
+  template <typename Path, typename Integer>
+  void read_integer(Path path, const Json& value, Integer& out, Integer low, Integer high) {
     bool good = value.is_number_integer();
     if (good && value.is_number_unsigned())
       good = std::in_range<Integer>(value.get<std::uint64_t>());
@@ -159,7 +164,7 @@ class ObjectReader {
     if (good)
       out = value.get<Integer>();
     else
-      complain(path, value, fmt::format("an integer from {} to {}", low, high));
+      complain(path(), value, fmt::format("an integer from {} to {}", low, high));
   }
 
   const Json& json_;

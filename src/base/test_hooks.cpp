@@ -98,12 +98,14 @@ constexpr auto kPlantedBugs = std::to_array<PlantedBugInfo>({
     {wipe_not_waited_for, "wipe_not_waited_for", "I12",
      "a slot is used again, or unmapped, while its wipe still runs"},
     {wipe_before_last_read, "wipe_before_last_read", "I12", "a slot is wiped while work still reads it"},
+    {refused_wipe_forgotten, "refused_wipe_forgotten", "I12",
+     "a slot that the driver did not wipe now is used again, or unmapped"},
 });
 
 constexpr bool is_in_order() {
   for (std::size_t i = 0; i < kPlantedBugs.size(); ++i)
     if (static_cast<std::size_t>(kPlantedBugs[i].bug) != i + 1) return false;
-  return kPlantedBugs.back().bug == wipe_before_last_read;
+  return kPlantedBugs.back().bug == refused_wipe_forgotten;
 }
 static_assert(is_in_order(), "each bug has its place in the registry");
 

@@ -78,6 +78,7 @@ enum class PlantedBug : std::uint8_t {
   wipe_of_first_part,
   wipe_not_waited_for,
   wipe_before_last_read,
+  refused_wipe_forgotten,
 };
 
 /// Moments in which a thread may be overtaken by others.

@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
-#include <zlib.h>
 #include <harvest/trace.hpp>
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
 #include <cstddef>
-#include <filesystem>
 #include <limits>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "base/assert.hpp"
+#include "base/line_reader.hpp"
 
 namespace harvest {
 namespace {
@@ -24,81 +19,6 @@ using Json = nlohmann::json;
 
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 constexpr std::uint64_t kMaxMs = static_cast<std::uint64_t>(kNever) / kNsPerMs;
-
-/// Lines of a file, plain or gzipped.
-class LineReader {
- public:
-  explicit LineReader(const TraceLimits& limits) : limits_(limits) {}
-
-  [[nodiscard]] Status open(const std::string& path) {
-    std::error_code ignored;
-    if (std::filesystem::is_directory(path, ignored))  // opens, and fails when it is read
-      return fail(ErrorCode::not_found, fmt::format("'{}' is a folder, not a trace", path));
-    errno = 0;
-    file_.reset(gzopen(path.c_str(), "rb"));
-    if (file_ == nullptr) {
-      const std::error_code why(errno == 0 ? ENOMEM : errno, std::generic_category());
-      return fail(ErrorCode::not_found, fmt::format("cannot open trace '{}': {}", path, why.message()));
-    }
-    path_ = path;
-    gzbuffer(file_.get(), static_cast<unsigned>(chunk_.size()));
-    return {};
-  }
-
-  /// Makes `line` the next line, without its end. False at the end of the file.
-  [[nodiscard]] Result<bool> next(std::string& line) {
-    line.clear();
-    ++number_;
-    while (true) {
-      const auto end = rest_.find('\n');
-      line += rest_.substr(0, end);
-      if (line.size() > limits_.line_bytes)
-        return malformed(fmt::format("the line is longer than the limit of {} bytes", limits_.line_bytes));
-      if (end != std::string_view::npos) {
-        rest_.remove_prefix(end + 1);
-        return true;
-      }
-      const auto more = fill();
-      if (!more) return tl::unexpected(more.error());
-      if (!*more) return !line.empty();
-    }
-  }
-
-  /// "file:line: what", for the line read last.
-  [[nodiscard]] tl::unexpected<Error> malformed(std::string_view what) const {
-    return fail(ErrorCode::malformed, fmt::format("{}:{}: {}", path_, number_, what));
-  }
-
- private:
-  struct Close {
-    void operator()(gzFile file) const { gzclose_r(file); }
-  };
-
-  [[nodiscard]] Result<bool> fill() {
-    errno = 0;
-    const int count = gzread(file_.get(), chunk_.data(), static_cast<unsigned>(chunk_.size()));
-    const int system_error = errno;
-    rest_ = {chunk_.data(), static_cast<std::size_t>(std::max(count, 0))};
-    text_bytes_ += rest_.size();
-    if (text_bytes_ > limits_.text_bytes)
-      return malformed(fmt::format("the file has more text than the limit of {} bytes", limits_.text_bytes));
-    if (count > 0) return true;
-    int code = Z_OK;
-    const std::string_view what = gzerror(file_.get(), &code);
-    if (code == Z_OK || code == Z_STREAM_END) return false;
-    if (code == Z_BUF_ERROR) return malformed("the gzip data is truncated here");
-    if (code == Z_ERRNO) return malformed(std::generic_category().message(system_error));
-    return malformed(fmt::format("the gzip data is damaged: {}", what));
-  }
-
-  TraceLimits limits_;
-  std::unique_ptr<gzFile_s, Close> file_;
-  std::string path_;
-  std::array<char, 1U << 16U> chunk_{};
-  std::string_view rest_;
-  std::size_t number_ = 0;
-  std::uint64_t text_bytes_ = 0;
-};
 
 /// Collects the first thing that is wrong with one line's fields.
 class Fields {
@@ -186,7 +106,7 @@ tl::expected<TraceRequest, std::string> parse_request(const std::string& line) {
 }  // namespace
 
 Result<Trace> read_mooncake_trace(const std::string& path, const TraceLimits& limits) {
-  LineReader reader(limits);
+  LineReader reader("trace", {limits.line_bytes, limits.text_bytes});
   if (auto opened = reader.open(path); !opened) return tl::unexpected(opened.error());
   Trace trace;
   std::string line;

@@ -147,6 +147,16 @@ CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<std:
       ->default_str(fmt::format("{}", fmt::join(target, ",")));
 }
 
+Result<Machine> read_system_with_peer(const std::string& name) {
+  auto machine = load_machine(name);
+  if (!machine) return fail(machine.error().code, "--system: " + machine.error().message);
+  if (machine->devices.size() < 3)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("--system: {} has {} GPU, a consumer and a peer make at least 2", machine->name,
+                            machine->devices.size() - 1));
+  return machine;
+}
+
 void add_trace(CLI::App& app, TraceOptions& target) {
   app.add_option("--trace", target.path, "The trace, gzipped or not")->type_name("FILE")->required();
   app.add_option("--format", target.format, "How it is written: mooncake is the only format known")

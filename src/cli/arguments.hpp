@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <harvest/machine.hpp>
 #include <harvest/status.hpp>
 #include <harvest/trace.hpp>
 
@@ -39,6 +40,10 @@ CLI::Option* add_count(CLI::App& app, const std::string& name, std::uint64_t& ta
                        const std::string& description);
 CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<std::uint64_t>& target,
                         CountRange range, const std::string& description);
+
+/// The machine that `--system` names, for what needs a consumer and a peer. Errors: as `load_machine`;
+/// invalid_argument (one GPU).
+[[nodiscard]] Result<Machine> read_system_with_peer(const std::string& name);
 
 /// `--trace FILE --format NAME`, required.
 struct TraceOptions {

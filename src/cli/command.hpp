@@ -19,6 +19,7 @@ using Action = std::function<Exit()>;
 
 void add_topo(CLI::App& app, Action& chosen);
 void add_policy(CLI::App& app, Action& chosen);
+void add_routing(CLI::App& app, Action& chosen);
 void add_replay(CLI::App& app, Action& chosen);
 void add_demo(CLI::App& app, Action& chosen);
 void add_bench(CLI::App& app, Action& chosen);

@@ -33,6 +33,7 @@ CommandLine::CommandLine() : app_(kAbout, "harvest") {
   add_topo(app_, chosen_);
   add_policy(app_, chosen_);
   add_replay(app_, chosen_);
+  add_routing(app_, chosen_);
   add_demo(app_, chosen_);
   add_bench(app_, chosen_);
 }
@@ -54,8 +55,9 @@ std::optional<Exit> CommandLine::parse(int argc, const char* const* argv) {
     return Exit::bad_input;
   }
   if (!chosen_) {
-    fmt::print(stderr,
-               "harvest: a command is missing: topo, policy, replay, demo or bench (see harvest --help)\n");
+    fmt::print(
+        stderr,
+        "harvest: a command is missing: topo, policy, replay, routing, demo or bench (see harvest --help)\n");
     return Exit::bad_input;
   }
   return std::nullopt;

@@ -111,12 +111,8 @@ Result<Workload> read_workload(const Options& options) {
   if (!options.policy.empty())
     if (const auto policy = make_eviction_policy(options.policy, 1); !policy)
       return fail(policy.error().code, "--policy: " + policy.error().message);
-  auto machine = load_machine(options.system);
-  if (!machine) return fail(machine.error().code, "--system: " + machine.error().message);
-  if (machine->devices.size() < 3)
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("--system: {} has {} GPU, a consumer and a peer make at least 2", machine->name,
-                            machine->devices.size() - 1));
+  auto machine = read_system_with_peer(options.system);
+  if (!machine) return tl::unexpected(machine.error());
   auto trace = read_trace(options.trace);
   if (!trace) return tl::unexpected(trace.error());
   if (options.requests < trace->requests.size()) trace->requests.resize(options.requests);

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
+#include <exception>
 
+#include "base/assert.hpp"
 #include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 
@@ -172,7 +176,15 @@ void Cache::deliver_events() {
     MutexLock lock(control_);
     events.swap(told_);
   }
-  for (const CacheEvent& event : events) config_.on_event(event);
+  for (const CacheEvent& event : events) {
+    try {
+      config_.on_event(event);
+    } catch (const std::exception& error) {  // what was not told yet would never be (I4)
+      HARVEST_ASSERT(false, fmt::format("on_event may not throw, and threw: {}", error.what()));
+    } catch (...) {
+      HARVEST_ASSERT(false, "on_event may not throw, and did");
+    }
+  }
 }
 
 }  // namespace harvest::core

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/assert.hpp"
+#include "base/log.hpp"
 #include "core/check_config.hpp"
 
 /// Beginning and end of a cache, and small things that all parts use.
@@ -56,15 +57,13 @@ Status Cache::start() {
     return std::max<std::uint64_t>(1, topology_.device(id)->segment_granularity_bytes);
   };
   if (config_.local_budget_bytes != 0) {
-    local_ = std::make_unique<memory::Pool>(
-        backend_, pool_config(config_.consumer, config_.local_budget_bytes, config_.segment_min_bytes,
-                              config_.segment_max_bytes, granularity(config_.consumer)));
+    local_ = make_pool(pool_config(config_.consumer, config_.local_budget_bytes, config_.segment_min_bytes,
+                                   config_.segment_max_bytes, granularity(config_.consumer)));
     has_tier_[static_cast<std::size_t>(Tier::local)] = true;
   }
   if (config_.host_budget_bytes != 0) {
-    host_ = std::make_unique<memory::Pool>(
-        backend_, pool_config(kHost, config_.host_budget_bytes, config_.host_chunk_bytes,
-                              config_.host_chunk_bytes, granularity(kHost)));
+    host_ = make_pool(pool_config(kHost, config_.host_budget_bytes, config_.host_chunk_bytes,
+                                  config_.host_chunk_bytes, granularity(kHost)));
     has_tier_[static_cast<std::size_t>(Tier::host)] = true;
   }
   if (Status status = make_peers(); !status) return status;
@@ -72,6 +71,12 @@ Status Cache::start() {
   if (Status status = make_policies(); !status) return status;
   sample_peers();
   return {};
+}
+
+std::unique_ptr<memory::Pool> Cache::make_pool(memory::PoolConfig config) {
+  config.wipe = [this, device = config.device](const memory::Slot& slot, std::vector<EventId>& events)
+                    HARVEST_REQUIRES(control_) { return wipe(slot, device, events); };
+  return std::make_unique<memory::Pool>(backend_, std::move(config));
 }
 
 Status Cache::make_peers() {
@@ -96,7 +101,7 @@ Status Cache::make_peers() {
     Peer peer;
     peer.device = id;
     peer.background = *stream;
-    peer.pool = std::make_unique<memory::Pool>(backend_, std::move(pool));
+    peer.pool = make_pool(std::move(pool));
     peers_.push_back(std::move(peer));
   }
   has_tier_[static_cast<std::size_t>(Tier::peer)] = !peers_.empty() && config_.peer_budget_bytes != 0;
@@ -182,13 +187,13 @@ void Cache::drain_everything() {
   HARVEST_ASSERT(held == leaving_.end(),
                  fmt::format("a cache may only end when no lease is held, and key {:016x}:{:016x} is leased",
                              held->object->key.high, held->object->key.low));
-  HARVEST_ASSERT(leaving_.empty(), "a cache may only end when no stream that read from it is being captured");
-  const auto drain = [&](memory::Pool& pool) {
-    while (pool.oldest_event() != EventId::none) {
-      backend_.wait_event(pool.oldest_event(), kNever);
-      pool.collect();
-    }
-  };
+  for (const CopyRef& ref : leaving_) {
+    for (const StreamId stream : users_of(*ref.object))
+      HARVEST_ASSERT(!backend_.is_capturing(stream),
+                     "a cache may only end when no stream that read from it is being captured");
+    log().error("key {:016x}:{:016x} stays in memory: the work that reads it cannot be waited for",
+                ref.object->key.high, ref.object->key.low);
+  }
   if (local_) drain(*local_);
   for (Peer& peer : peers_) drain(*peer.pool);
   if (host_) drain(*host_);
@@ -197,6 +202,23 @@ void Cache::drain_everything() {
       backend_.wait_event(event, kNever);
       backend_.release_event(event);
     }
+}
+
+void Cache::drain(memory::Pool& pool) {
+  TimeNs patience_ns = kLastPatienceNs;
+  while (pool.draining_bytes() != 0) {
+    if (const EventId event = pool.oldest_event(); event != EventId::none) {
+      backend_.wait_event(event, kNever);
+    } else if (patience_ns > 0) {  // only wipes are missing, which the driver refuses
+      patience_ns -= kLastPauseNs;
+      backend_.sleep_until(backend_.now_ns() + kLastPauseNs);
+    } else {
+      log().error("{} bytes of device {} that tenants used go back and could not be wiped",
+                  pool.draining_bytes(), pool.config().device);
+      return;
+    }
+    pool.collect();
+  }
 }
 
 memory::Pool* Cache::pool_of(Tier tier, DeviceId device) const {

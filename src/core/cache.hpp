@@ -271,9 +271,10 @@ class Cache {
   bool finish_leaving(Object& object, Tier tier) HARVEST_REQUIRES(control_);
   [[nodiscard]] Result<EventId> record_apart(StreamId stream);
   [[nodiscard]] Result<EventId> try_record_apart(StreamId stream);
+  [[nodiscard]] std::vector<StreamId> users_of(const Object& object) const HARVEST_REQUIRES(control_);
   [[nodiscard]] std::optional<std::vector<EventId>> events_of_users(const Object& object)
       HARVEST_REQUIRES(control_);
-  void wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events)
+  [[nodiscard]] bool wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events)
       HARVEST_REQUIRES(control_);
   void forget_if_gone(Object& object) HARVEST_REQUIRES(control_);
   void lose(Object& object, DropReason reason) HARVEST_REQUIRES(control_);
@@ -358,9 +359,11 @@ class Cache {
       HARVEST_REQUIRES(control_);
   [[nodiscard]] bool has_tier(Tier tier) const { return has_tier_[static_cast<std::size_t>(tier)]; }
   [[nodiscard]] Status make_policies() HARVEST_REQUIRES(control_);
+  [[nodiscard]] std::unique_ptr<memory::Pool> make_pool(memory::PoolConfig config) HARVEST_REQUIRES(control_);
   void measure_paths();
   [[nodiscard]] Status make_peers() HARVEST_REQUIRES(control_);
   void drain_everything() HARVEST_REQUIRES(control_);
+  void drain(memory::Pool& pool) HARVEST_REQUIRES(control_);
 
   Backend& backend_;
   const PeerCacheConfig config_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/log.hpp"
 #include "base/test_hooks.hpp"
 #include "core/cache.hpp"
 
@@ -218,14 +219,19 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     static_cast<void>(begin_fill(object, Tier::peer, object, Tier::host, std::move(*place), reclaim));
 }
 
-/// Returns drained segments and credits the reclaims that wait, oldest first (I5).
+/// Returns drained segments and credits the reclaims that wait, oldest first (I5). What the driver fails to
+/// take back is neither ours any more nor known to be free: another segment must go in its stead.
 void Cache::unmap_drained(Peer& peer) {
   for (std::uint32_t i = 0; i < peer.pool->segments().size(); ++i) {
     const memory::Segment& segment = peer.pool->segments()[i];
     if (segment.fenced() && !segment.empty() && planted_bug(PlantedBug::lease_holds_up_others)) return;
     if (!segment.drained()) continue;
     const std::uint64_t bytes = segment.bytes;
-    static_cast<void>(peer.pool->unmap(i));
+    if (const Status returned = peer.pool->unmap(i); !returned) {
+      if (!peer.lost)
+        log().error("{} bytes of peer {} did not go back: {}", bytes, peer.device, returned.error().message);
+      continue;
+    }
     counters_.reclaim_returned_bytes += bytes;
     peer.sampled.free_bytes += bytes;
     pause_point(PausePoint::between_unmap_and_credit);

@@ -166,10 +166,10 @@ void Cache::place(Object& object, Tier tier, const Place& place) {
 void Cache::free_slot(Object& object, Tier tier, std::vector<EventId> events) {
   Copy& copy = object.copy(tier);
   if (copy.has_slot) {
-    if (object.tenant != 0 && !planted_bug(PlantedBug::wipe_skipped)) wipe(copy.slot, copy.device, events);
     if (Peer* peer = find_peer(copy.device); peer != nullptr && tier == Tier::peer)
       peer->tenant_bytes[object.tenant] -= copy.slot.bytes;
-    pool_of(tier, copy.device)->release(copy.slot, std::move(events));
+    const bool to_wipe = object.tenant != 0 && !planted_bug(PlantedBug::wipe_skipped);
+    pool_of(tier, copy.device)->release(copy.slot, std::move(events), to_wipe);
   } else {
     if (planted_bug(PlantedBug::external_settled_early)) events.clear();
     settling_.push_back({object.key, object.generation.load(std::memory_order_relaxed), std::move(events)});
@@ -368,21 +368,12 @@ Result<EventId> Cache::try_record_apart(StreamId stream) {
   return event;
 }
 
-/// One event on each stream that was given work on the object; nothing if some could not be had now.
-std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object) {
-  std::vector<EventId> events;
-  bool all = true;
+/// Whose work may read the object, by its marks.
+std::vector<StreamId> Cache::users_of(const Object& object) const {
+  std::vector<StreamId> users;
   const auto add = [&](std::uint32_t stream) HARVEST_REQUIRES(control_) {
-    if (forgotten_streams_.contains(stream)) return;  // its work was waited for then
-    const auto event = try_record_apart(static_cast<StreamId>(stream));
-    if (event) {
-      events.push_back(*event);
-      return;
-    }
-    // A stream that is not known any more has done its work, or its owner forgot to say that it goes; a lost
-    // device reads nothing any more. Anything else says nothing of the stream's work.
-    const ErrorCode code = event.error().code;
-    all = all && (code == ErrorCode::not_found || code == ErrorCode::unavailable);
+    if (!forgotten_streams_.contains(stream))
+      users.push_back(StreamId{stream});  // else it was waited for then
   };
   const std::uint64_t used_by = object.used_by.load(std::memory_order_acquire);
   for (std::uint32_t stream = 1; stream < kOverflowStreamBit; ++stream)
@@ -391,22 +382,49 @@ std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object)
     for (std::uint32_t stream = kOverflowStreamBit; stream <= highest_stream_.load(std::memory_order_acquire);
          ++stream)
       add(stream);
+  return users;
+}
+
+/// One event on each stream that was given work on the object; nothing if some could not be had now.
+std::optional<std::vector<EventId>> Cache::events_of_users(const Object& object) {
+  std::vector<EventId> events;
+  bool all = true;
+  for (const StreamId stream : users_of(object)) {
+    const auto event = try_record_apart(stream);
+    if (event) {
+      events.push_back(*event);
+      continue;
+    }
+    // A stream that is not known any more has done its work, or its owner forgot to say that it goes; a lost
+    // device reads nothing any more. Anything else says nothing of the stream's work.
+    const ErrorCode code = event.error().code;
+    all = all && (code == ErrorCode::not_found || code == ErrorCode::unavailable);
+  }
   if (all) return events;
   for (const EventId event : events) backend_.release_event(event);
   return std::nullopt;
 }
 
-/// I12: bytes of a tenant do not stay behind, neither for the next user of the slot nor for the owner.
-void Cache::wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events) {
+/// I12: bytes of a tenant do not stay behind, neither for the next user of the slot nor for the owner. False
+/// if the driver refuses now: the pool keeps the slot, and asks again. (A wipe fails in flight only where its
+/// device is lost.)
+bool Cache::wipe(const memory::Slot& slot, DeviceId device, std::vector<EventId>& events) {
   const StreamId stream = stream_of(device);
   if (!planted_bug(PlantedBug::wipe_before_last_read))
     for (const EventId event : events) order_after(backend_, stream, event);
   const std::uint64_t bytes = planted_bug(PlantedBug::wipe_of_first_part) ? slot.bytes / 2 : slot.bytes;
-  if (!backend_.fill(stream, device, slot.address, bytes, 0)) return;  // only a lost device refuses
-  const auto done = record_surely(backend_, stream);
-  if (!done) return;
-  if (planted_bug(PlantedBug::wipe_not_waited_for)) return backend_.release_event(*done);
-  events.push_back(*done);
+  const Status given = backend_.fill(stream, device, slot.address, bytes, 0);
+  const Result<EventId> done = given ? backend_.record_event(stream) : tl::unexpected(given.error());
+  if (!done) {  // of a device that is lost nothing is left to wipe
+    if (planted_bug(PlantedBug::refused_wipe_forgotten)) return true;
+    const auto memory = backend_.query_memory(device);
+    return !memory && memory.error().code == ErrorCode::unavailable;
+  }
+  if (planted_bug(PlantedBug::wipe_not_waited_for))
+    backend_.release_event(*done);
+  else
+    events.push_back(*done);
+  return true;
 }
 
 void Cache::forget_if_gone(Object& object) {

@@ -76,7 +76,7 @@ Pool::~Pool() {
   for (Draining& entry : draining_)
     for (const EventId event : entry.events) backend_.release_event(event);
   for (const Segment& segment : segments_)
-    if (segment.mapped()) static_cast<void>(backend_.unmap_segment(segment.base));
+    if (segment.mapped() && segment.used == 0) static_cast<void>(backend_.unmap_segment(segment.base));
 }
 
 void Pool::cut(std::uint32_t id, std::uint64_t slot_bytes, std::uint32_t slots) {
@@ -126,10 +126,14 @@ std::optional<std::uint32_t> Pool::find_segment(std::uint64_t object_bytes) cons
 
 bool Pool::has_room(std::uint64_t object_bytes) const {
   if (find_segment(object_bytes) || find_empty(slot_bytes_for(object_bytes))) return true;
-  return std::any_of(draining_.begin(), draining_.end(), [&](const Draining& entry) {
-    return !segments_[entry.slot.segment].fenced() && entry.slot.bytes >= object_bytes &&
-           segments_[entry.slot.segment].slot_bytes <= slot_bytes_for(object_bytes);
-  });
+  return std::any_of(draining_.begin(), draining_.end(),
+                     [&](const Draining& entry) { return is_room_for(entry, object_bytes); });
+}
+
+bool Pool::is_room_for(const Draining& entry, std::uint64_t object_bytes) const {
+  const Segment& segment = segments_[entry.slot.segment];
+  return !entry.to_wipe && !segment.fenced() && entry.slot.bytes >= object_bytes &&
+         segment.slot_bytes <= slot_bytes_for(object_bytes);
 }
 
 Slot Pool::take(std::uint32_t id, std::uint32_t owner) {
@@ -159,8 +163,8 @@ std::optional<Allocation> Pool::allocate(std::uint64_t object_bytes, std::uint32
   }
 
   for (auto it = draining_.begin(); it != draining_.end(); ++it) {
+    if (!is_room_for(*it, object_bytes)) continue;
     Segment& segment = segments_[it->slot.segment];
-    if (segment.fenced() || it->slot.bytes < object_bytes || segment.slot_bytes > slot_bytes) continue;
     Allocation taken{it->slot, std::move(it->events)};
     draining_.erase(it);
     --segment.draining;
@@ -213,21 +217,27 @@ Status Pool::grow(std::uint64_t object_bytes) {
   return {};
 }
 
-void Pool::release(const Slot& slot, std::vector<EventId> events) {
+void Pool::release(const Slot& slot, std::vector<EventId> events, bool to_wipe) {
   Segment& segment = segments_[slot.segment];
   HARVEST_ASSERT(segment.mapped() && segment.owners[slot.index] != 0, "only a used slot can be released");
   unindex(slot.segment);
   segment.owners[slot.index] = 0;
   --segment.used;
   used_bytes_ -= slot.bytes;
-  if (events.empty()) {
+  Draining entry{slot, std::move(events), to_wipe};
+  try_to_wipe(entry);
+  if (entry.events.empty() && !entry.to_wipe) {
     segment.free_slots.push_back(slot.index);
   } else {
     ++segment.draining;
     draining_bytes_ += slot.bytes;
-    draining_.push_back({slot, std::move(events)});
+    draining_.push_back(std::move(entry));
   }
   index(slot.segment);
+}
+
+void Pool::try_to_wipe(Draining& entry) const {
+  if (entry.to_wipe) entry.to_wipe = !config_.wipe(entry.slot, entry.events);
 }
 
 void Pool::collect() {
@@ -238,7 +248,8 @@ void Pool::collect() {
       backend_.release_event(event);
       return true;
     });
-    if (!it->events.empty()) {
+    try_to_wipe(*it);
+    if (!it->events.empty() || it->to_wipe) {
       ++it;
       continue;
     }
@@ -273,7 +284,9 @@ Status Pool::unmap(std::uint32_t id) {
 }
 
 EventId Pool::oldest_event() const {
-  return draining_.empty() ? EventId::none : draining_.front().events.front();
+  const auto first = std::find_if(draining_.begin(), draining_.end(),
+                                  [](const Draining& entry) { return !entry.events.empty(); });
+  return first == draining_.end() ? EventId::none : first->events.front();
 }
 
 bool Pool::is_valid() const {

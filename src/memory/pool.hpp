@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -94,12 +95,17 @@ struct Segment {
   SegmentState state_ = SegmentState::unmapped;
 };
 
+/// Gives the device the work of wiping a slot, after `events`, and adds the event that ends it to them. False
+/// if that is not to be had now.
+using Wipe = std::function<bool(const Slot& slot, std::vector<EventId>& events)>;
+
 struct PoolConfig {
   DeviceId device = kHost;
   std::uint64_t budget_bytes = 0;
   std::uint64_t segment_min_bytes = 0;
   std::uint64_t segment_max_bytes = 0;
   std::vector<DeviceId> readers;
+  Wipe wipe{};  ///< for slots that are released `to_wipe`
 };
 
 /// The memory that we hold on one device, in segments; host memory is just another device. Memory comes
@@ -109,7 +115,8 @@ struct PoolConfig {
 class Pool {
  public:
   Pool(Backend& backend, PoolConfig config);
-  /// Requires: no work touches the memory any more.
+  /// Gives all back but segments with a slot in use, which stay mapped for good. Requires: no work touches
+  /// the others any more.
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -128,10 +135,12 @@ class Pool {
   /// Maps one more segment. Errors: out_of_memory (budget or device; the message says which).
   [[nodiscard]] Status grow(std::uint64_t object_bytes);
 
-  /// The slot is no longer used. It stays in draining until `events` (taken over) are complete.
-  void release(const Slot& slot, std::vector<EventId> events);
+  /// The slot is no longer used. It stays in draining until `events` (taken over) are complete, and is wiped
+  /// after them if it is `to_wipe`. If that cannot be had now it is nobody's slot, and its segment does not
+  /// go back, until `collect` could have it.
+  void release(const Slot& slot, std::vector<EventId> events, bool to_wipe = false);
 
-  /// Frees what has drained.
+  /// Frees what has drained, and wipes what could not be wiped before.
   void collect();
 
   /// Nothing new comes into the segment. Requires: mapped.
@@ -161,8 +170,11 @@ class Pool {
   struct Draining {
     Slot slot;
     std::vector<EventId> events;
+    bool to_wipe = false;  ///< the work of wiping it was not given yet
   };
 
+  void try_to_wipe(Draining& entry) const;
+  [[nodiscard]] bool is_room_for(const Draining& entry, std::uint64_t object_bytes) const;
   void cut(std::uint32_t segment, std::uint64_t slot_bytes, std::uint32_t slots);
   void index(std::uint32_t segment);
   void unindex(std::uint32_t segment);

@@ -14,7 +14,11 @@ namespace {
 /// service by itself; this bridges the time until it has seen it.
 constexpr TimeNs kAvoidNs = 1'000'000'000;
 
-std::size_t place(Wire wire) {
+/// What a flight should at least carry, in time on its wire: lanes that carry equal pieces keep step, and
+/// then the time before each flight's first byte is idle on all of them.
+constexpr TimeNs kFlightNs = 100'000;
+
+constexpr std::size_t place(Wire wire) {
   return static_cast<std::size_t>(wire);
 }
 
@@ -45,7 +49,7 @@ bool ExpertCache::Impl::is_on_peers(const Piece& piece) const {
 }
 
 TimeNs ExpertCache::Impl::wire_ns(Wire wire, std::uint64_t bytes) const {
-  return static_cast<TimeNs>(static_cast<double>(bytes) * ns_per_byte_[place(wire)]);
+  return piece_ns_[place(wire)] + static_cast<TimeNs>(static_cast<double>(bytes) * ns_per_byte_[place(wire)]);
 }
 
 void ExpertCache::Impl::vacate(std::uint32_t slot) {
@@ -127,30 +131,30 @@ ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceI
 }
 
 /// Chooses the way of one piece: of wires that could bring it the one that would be done with it first.
-void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece) {
+void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size_t lane_of_peers,
+                             std::optional<Wire> only) {
   Slot& slot = slots_.at(number);
   const TimeNs now = backend_.now_ns();
   for (TimeNs& until : busy_until_ns_) until = std::max(until, now);
   const TimeNs by_host = busy_until_ns_[place(Wire::host)] + wire_ns(Wire::host, piece.bytes);
   const TimeNs by_peers = busy_until_ns_[place(Wire::peers)] + wire_ns(Wire::peers, piece.bytes);
   const bool on_peers = is_on_peers(piece);
-  const bool peers_first = !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
+  const bool peers_first =
+      only ? *only == Wire::peers : !wires_apart_ || by_peers <= by_host + reserved_host_ns_;
 
   Wire wire = Wire::host;
-  Tier from = Tier::host;
   DeviceId source = kHost;
   Copy copy{memory_ + number * slot_bytes_ + piece.offset, piece.source, piece.bytes};
   std::size_t lane = kLanes;
   Lease lease;
   if (on_peers && peers_first) {
-    lane = lanes_.next_lane(Wire::peers);
+    lane = lane_of_peers;
     lease = cache_.acquire(piece.key, lanes_.lease_stream());
     const bool good =
         lease && lease.tier() != Tier::host &&
         (lease.device() < 0 || avoid_until_ns_[static_cast<std::size_t>(lease.device())] <= now);
     if (good) {
       wire = Wire::peers;
-      from = lease.tier();
       source = lease.device();
       copy.source = lease.data();
     } else {
@@ -158,11 +162,12 @@ void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece) {
     }
   }
   if (wire == Wire::host) {
-    lane = lanes_.next_lane(Wire::host);
+    lane = Lanes::host_lane();
     if (!on_peers) reserved_host_ns_ = std::max<TimeNs>(0, reserved_host_ns_ - wire_ns(wire, piece.bytes));
   }
   busy_until_ns_[place(wire)] += wire_ns(wire, piece.bytes);
   ready_ns_[number] = std::max(ready_ns_[number], busy_until_ns_[place(wire)]);
+  const Tier from = on_peers ? Tier::peer : Tier::host;
   if (slot.from == Tier::none || from > slot.from) slot.from = from;
   Group& group = group_for(lane, source);
   group.copies.push_back(copy);
@@ -191,7 +196,6 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
                     })->source;
     }
     group.source = kHost;
-    slot.from = Tier::host;
     given = backend_.copy(lanes_.stream(group.lane), {kHost, consumer}, group.copies);
   }
   if (!given) return given;
@@ -212,8 +216,24 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
               fmt::format("device {} has no event to tell when a copy ends", consumer));
 }
 
+/// Over which of the peers' lanes an expert's pieces go. A large one goes over all, so that it is ready
+/// before the next. Small ones take turns: a flight of too few bytes is idle for too large a part of its
+/// time. Lanes that carry equal flights from the same moment on keep step, and then are idle together; so the
+/// first expert on idle lanes is cut unevenly between two of them, and from then on one lane's pause falls
+/// into the others' bytes.
+ExpertCache::Impl::Spread ExpertCache::Impl::spread_over_lanes(std::uint32_t pieces) {
+  constexpr std::size_t kAll = kLanesOfWire[place(Wire::peers)];
+  const auto flights = static_cast<std::size_t>(wire_ns(Wire::peers, slot_bytes_) / kFlightNs);
+  const bool idle = !lanes_.any_under_way();
+  if (flights <= 1 && idle && pieces > 1)
+    return {lanes_.next_peer_lane(kAll) + 1, 2, std::max(1U, pieces / static_cast<std::uint32_t>(kAll))};
+  const std::size_t lanes = std::min<std::size_t>(std::clamp<std::size_t>(flights, 1, kAll), pieces);
+  return {lanes_.next_peer_lane(lanes), lanes, 0};
+}
+
 /// Gives the next pieces of a slot's expert, up to `pieces` of them all, to lanes.
-Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why) {
+Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why,
+                                std::optional<Wire> wire) {
   Slot& slot = slots_.at(number);
   if (slot.broken) {
     note_open_readers(number);
@@ -221,13 +241,18 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
   }
   const auto all = pieces_of(experts_[slot.expert]);
   groups_used_ = 0;
-  for (std::uint32_t i = slot.pieces; i < pieces; ++i) load(number, all[i]);
+  const Spread spread = spread_over_lanes(pieces - slot.pieces);
+  for (std::uint32_t i = slot.pieces, nth = 0; i < pieces; ++i, ++nth)
+    load(number, all[i], spread.lane_of(nth), wire);
   Status status;
   for (std::size_t i = 0; i < groups_used_; ++i)
     if (Status given = submit(number, groups_[i], why); !given) status = given;
   slot.pieces = pieces;
   if (!status) slot.broken = true;
-  if (why == Why::demand) demand_until_ns_ = busy_until_ns_;
+  if (why == Why::demand)
+    demand_until_ns_ = busy_until_ns_;
+  else
+    for (std::size_t i = 0; i < groups_used_; ++i) guessed_[place(Lanes::wire_of(groups_[i].lane))] = true;
   return status;
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -115,6 +116,16 @@ class ExpertCache::Impl {
     std::vector<Copy> copies;
     std::vector<Lease> leases;
   };
+  /// Lanes for the pieces of an expert, in turn; or, if `cut` is not 0, that many for the first and the rest
+  /// for the second.
+  struct Spread {
+    std::size_t first = 0;
+    std::size_t lanes = 1;
+    std::uint32_t cut = 0;
+    [[nodiscard]] std::size_t lane_of(std::uint32_t piece) const {
+      return Lanes::peer_lane(first, cut == 0 ? piece % lanes : piece < cut ? 0 : 1);
+    }
+  };
   /// Of the work that a step gave to its stream.
   struct End {
     bool reads = false;         ///< there is such work, and it may run now
@@ -129,6 +140,7 @@ class ExpertCache::Impl {
 
   Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue slot_value);
   Status begin_life();
+  void know_wire(Wire wire, const LinkInfo& link);
 
   // --- expert_cache.cpp
   [[nodiscard]] std::uint32_t index_of(std::uint32_t layer, std::uint32_t expert) const {
@@ -166,11 +178,14 @@ class ExpertCache::Impl {
   void vacate(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
   void occupy(std::uint32_t slot, std::uint32_t expert, double value) HARVEST_REQUIRES(mutex_);
   Status bring_all(Step& step) HARVEST_REQUIRES(mutex_);
-  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why) HARVEST_REQUIRES(mutex_);
+  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why, std::optional<Wire> wire = {})
+      HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] Spread spread_over_lanes(std::uint32_t pieces) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status find_end(Use& use) HARVEST_REQUIRES(mutex_);
   void note_open_readers(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
-  void load(std::uint32_t slot, const Piece& piece) HARVEST_REQUIRES(mutex_);
+  void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, std::optional<Wire> only)
+      HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);
   Group& group_for(std::size_t lane, DeviceId source) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] TimeNs wire_ns(Wire wire, std::uint64_t bytes) const;
@@ -182,7 +197,8 @@ class ExpertCache::Impl {
   bool follow(const Request& request) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] double value_of_guess(const Expert& expert, double probability) const
       HARVEST_REQUIRES(mutex_);
-  [[nodiscard]] bool has_time(Wire wire) const HARVEST_REQUIRES(mutex_);
+  void adapt_windows() HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] std::optional<Wire> wire_for_guess(const Piece& piece) const HARVEST_REQUIRES(mutex_);
 
   // --- rebalance.cpp
   bool look_at_peers() HARVEST_REQUIRES(mutex_);
@@ -198,7 +214,8 @@ class ExpertCache::Impl {
   std::uint32_t slot_count_ = 0;
   std::byte* memory_ = nullptr;
   std::array<double, kWires> ns_per_byte_{};
-  bool wires_apart_ = false;  ///< peers and host can carry at the same time
+  std::array<TimeNs, kWires> piece_ns_{};  ///< what each piece costs beside its bytes
+  bool wires_apart_ = false;               ///< peers and host can carry at the same time
   SlotValue slot_value_;
   std::vector<float> decay_;  ///< of a frequency, by passes
 
@@ -220,7 +237,6 @@ class ExpertCache::Impl {
   // Arrivals.
   std::array<TimeNs, kWires> busy_until_ns_ HARVEST_GUARDED_BY(mutex_){};    ///< as estimated
   std::array<TimeNs, kWires> demand_until_ns_ HARVEST_GUARDED_BY(mutex_){};  ///< of that, with demand
-  std::array<TimeNs, kWires> idle_ns_ HARVEST_GUARDED_BY(mutex_){};          ///< after demand, on average
   TimeNs reserved_host_ns_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< for pieces that can come from nowhere else
   std::vector<TimeNs> avoid_until_ns_ HARVEST_GUARDED_BY(mutex_);  ///< by peer: its copies failed
   std::vector<Group> groups_ HARVEST_GUARDED_BY(mutex_);
@@ -231,6 +247,8 @@ class ExpertCache::Impl {
   std::uint32_t failed_expert_ HARVEST_GUARDED_BY(mutex_) = kNone;  ///< since the last confirm
 
   // Guesses.
+  std::array<double, kWires> window_ns_ HARVEST_GUARDED_BY(mutex_){3e5, 3e5};
+  std::array<bool, kWires> guessed_ HARVEST_GUARDED_BY(mutex_){};  ///< since the last step began
   std::unique_ptr<Predictor> predictor_ HARVEST_GUARDED_BY(mutex_);
   std::vector<Request> requests_ HARVEST_GUARDED_BY(mutex_);      ///< the most likely first
   TimeNs first_deadline_ns_ HARVEST_GUARDED_BY(mutex_) = kNever;  ///< none of theirs is earlier

@@ -39,10 +39,8 @@ void Lanes::close() {
   }
 }
 
-std::size_t Lanes::next_lane(Wire wire) {
-  const auto number = static_cast<std::size_t>(wire);
-  turn_[number] = (turn_[number] + 1) % kLanesOfWire;
-  return number * kLanesOfWire + turn_[number];
+std::size_t Lanes::next_peer_lane(std::size_t count) {
+  return std::exchange(turn_, (turn_ + count) % kLanesOfWire[0]);
 }
 
 Result<EventId> Lanes::record(StreamId stream) {
@@ -86,6 +84,12 @@ const std::vector<FailedFlight>& Lanes::settle() {
 bool Lanes::any_under_way() const {
   for (const Lane& lane : lanes_)
     if (!lane.flights.empty()) return true;
+  return false;
+}
+
+bool Lanes::any_under_way(Wire wire) const {
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    if (wire_of(lane) == wire && !lanes_[lane].flights.empty()) return true;
   return false;
 }
 

@@ -14,8 +14,8 @@ namespace harvest::moe {
 
 enum class Wire : std::uint8_t { peers, host };
 inline constexpr std::size_t kWires = 2;
-inline constexpr std::size_t kLanesOfWire = 2;
-inline constexpr std::size_t kLanes = kWires * kLanesOfWire;
+inline constexpr std::array<std::size_t, kWires> kLanesOfWire{3, 1};
+inline constexpr std::size_t kLanes = kLanesOfWire[0] + kLanesOfWire[1];
 
 /// Copies into one slot on one lane, with the event behind them. Flights of a lane end in order and are
 /// numbered from 1, so that a number says all about an end.
@@ -56,8 +56,15 @@ class Lanes {
   /// lease when the memory may go, records no event on a lane. There one between a copy and its flight's own
   /// event would take the news that the copy failed.
   [[nodiscard]] StreamId lease_stream() const { return lease_stream_; }
-  /// The lane of `wire` that carries the next piece.
-  [[nodiscard]] std::size_t next_lane(Wire wire);
+  /// The first of `count` lanes of the peers, in turn. Lane i of them is `peer_lane(first, i)`.
+  [[nodiscard]] std::size_t next_peer_lane(std::size_t count);
+  [[nodiscard]] static std::size_t peer_lane(std::size_t first, std::size_t i) {
+    return (first + i) % kLanesOfWire[0];
+  }
+  [[nodiscard]] static Wire wire_of(std::size_t lane) {
+    return lane < kLanesOfWire[0] ? Wire::peers : Wire::host;
+  }
+  [[nodiscard]] static std::size_t host_lane() { return kLanesOfWire[0]; }
 
   /// Copies were given to the lane's stream: records their end, and releases the leases under which they
   /// read. Answers the flight's number; 0 if the device can give no event any more, and then nobody can say
@@ -67,6 +74,7 @@ class Lanes {
   /// Takes out the flights that have ended, and answers those that failed. Good until the next call.
   const std::vector<FailedFlight>& settle();
   [[nodiscard]] bool any_under_way() const;
+  [[nodiscard]] bool any_under_way(Wire wire) const;
   [[nodiscard]] bool ended(const FlightNumbers& numbers) const;
 
   /// Orders `stream` behind the flights; where the device cannot be told, waits here. Of its own lane a
@@ -88,7 +96,7 @@ class Lanes {
   std::array<StreamId, kLanes> streams_{};
   StreamId lease_stream_ = StreamId::none;
   std::array<Lane, kLanes> lanes_{};
-  std::array<std::size_t, kWires> turn_{};
+  std::size_t turn_ = 0;  ///< of the peers' lanes
   std::vector<FailedFlight> failed_;
 };
 

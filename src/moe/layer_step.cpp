@@ -16,7 +16,6 @@ namespace {
 /// Far below all values, and near enough to 0 that a double tells the steps of a lifetime apart.
 constexpr double kExpendable = -1e15;
 constexpr std::size_t kSlotsOfPrefill = 4;
-constexpr double kIdleLearningRate = 1.0 / 16.0;
 constexpr TimeNs kShortestPauseNs = 1'000;
 constexpr TimeNs kLongestPauseNs = 64'000;
 
@@ -41,12 +40,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
                                        static_cast<std::uint32_t>(stream), *device, cache_.config().consumer)
                          : device.error().message);
   }
-  const TimeNs now = backend_.now_ns();
-  for (std::size_t wire = 0; wire < kWires; ++wire) {
-    const auto idle = static_cast<double>(std::max<TimeNs>(0, now - demand_until_ns_[wire]));
-    idle_ns_[wire] += static_cast<TimeNs>(kIdleLearningRate * (idle - static_cast<double>(idle_ns_[wire])));
-    demand_until_ns_[wire] = std::max(now, demand_until_ns_[wire]);
-  }
+  adapt_windows();
   if (phase == Phase::decode) note_use(step);
   step.open = true;
   step.next = 0;

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "moe/impl.hpp"
 
@@ -12,6 +11,11 @@ namespace harvest::moe {
 namespace {
 
 constexpr std::size_t kMostRequests = 4096;
+constexpr double kLeastWindowNs = 1e4;
+constexpr double kMostWindowNs = 1e8;
+constexpr double kTooMany = 0.5;
+constexpr double kTooFew = 1.01;
+constexpr double kUnused = 1.001;
 
 }  // namespace
 
@@ -87,13 +91,33 @@ double ExpertCache::Impl::value_of_guess(const Expert& expert, double probabilit
                       .frequency = std::max(frequency_of(expert), probability)});
 }
 
-/// Whether a guess may still be put on the wire: not so much that demand would wait for longer than the wire
-/// is idle between steps anyway.
-bool ExpertCache::Impl::has_time(Wire wire) const {
-  const auto number = static_cast<std::size_t>(wire);
-  const TimeNs window = config_.prefetch_window_ns > 0 ? config_.prefetch_window_ns : idle_ns_[number];
-  const TimeNs free_from = std::max(backend_.now_ns(), demand_until_ns_[number]);
-  return busy_until_ns_[number] - free_from < window;
+/// A step begins. Guesses that are still on a wire now were too many, since what the step needs waits behind
+/// them; where none are, there was time for more. Where none were made the window opens slowly, for times
+/// that have changed.
+void ExpertCache::Impl::adapt_windows() {
+  const TimeNs now = backend_.now_ns();
+  for (const Wire wire : {Wire::peers, Wire::host}) {
+    const auto number = static_cast<std::size_t>(wire);
+    const double change = !guessed_[number] ? kUnused : lanes_.any_under_way(wire) ? kTooMany : kTooFew;
+    window_ns_[number] = std::clamp(window_ns_[number] * change, kLeastWindowNs, kMostWindowNs);
+    guessed_[number] = false;
+    demand_until_ns_[number] = std::max(now, demand_until_ns_[number]);
+  }
+}
+
+/// The wire that can carry a piece of a guess before the next step is expected, if any.
+std::optional<Wire> ExpertCache::Impl::wire_for_guess(const Piece& piece) const {
+  const auto has_time = [&](Wire wire) {
+    const auto number = static_cast<std::size_t>(wire);
+    const double window =
+        config_.prefetch_window_ns > 0 ? static_cast<double>(config_.prefetch_window_ns) : window_ns_[number];
+    const TimeNs free_from = std::max(backend_.now_ns(), demand_until_ns_[number]);
+    const TimeNs done = std::max(busy_until_ns_[number], free_from) + wire_ns(wire, piece.bytes);
+    return static_cast<double>(done - free_from) <= window;
+  };
+  if (is_on_peers(piece) && has_time(Wire::peers)) return Wire::peers;
+  if (has_time(Wire::host)) return Wire::host;
+  return std::nullopt;
 }
 
 /// Behind those that are as likely.
@@ -121,8 +145,10 @@ void ExpertCache::Impl::pump() {
 /// True if nothing more is to be done for the request; false if the wires have no time for it now.
 bool ExpertCache::Impl::follow(const Request& request) {
   Expert& expert = experts_[request.expert];
+  const std::uint32_t given = expert.slot == kNone ? 0 : slots_.at(expert.slot).pieces;
+  if (given == expert.pieces) return true;
+  if (!wire_for_guess(pieces_of(expert)[given])) return false;
   if (expert.slot == kNone) {
-    if (!has_time(Wire::peers) && !has_time(Wire::host)) return false;
     const std::uint32_t victim = slots_.next_victim();
     if (victim == kNone) return false;
     const double value = value_of_guess(expert, request.probability);
@@ -132,15 +158,12 @@ bool ExpertCache::Impl::follow(const Request& request) {
     ready_ns_[victim] = 0;
     ++stats_.guesses;
   }
-  const Slot& slot = slots_.at(expert.slot);
-  while (slot.pieces < expert.pieces) {
-    const Piece& piece = pieces_of(expert)[slot.pieces];
-    const bool on_peers = is_on_peers(piece);
-    if (!has_time(on_peers ? Wire::peers : Wire::host)) return false;
-    if (!bring(expert.slot, slot.pieces + 1, Why::guess)) {
-      if (slots_.at(expert.slot).steps == 0) vacate(expert.slot);
-      return true;
-    }
+  for (std::uint32_t piece = given; piece < expert.pieces; ++piece) {
+    const auto wire = wire_for_guess(pieces_of(expert)[piece]);
+    if (!wire) return false;
+    if (bring(expert.slot, piece + 1, Why::guess, *wire)) continue;
+    if (slots_.at(expert.slot).steps == 0) vacate(expert.slot);
+    return true;
   }
   return true;
 }

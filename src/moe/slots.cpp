@@ -40,7 +40,8 @@ void UseEvents::drop(std::uint32_t number) {
   free_.push_back(number);
 }
 
-SlotTable::SlotTable(std::uint32_t slots, std::uint32_t layers) : slots_(slots), layers_(layers) {
+SlotTable::SlotTable(std::uint32_t slots, std::uint32_t layers, double evenness)
+    : evenness_(evenness), slots_(slots), layers_(layers) {
   free_.reserve(slots);
   for (std::uint32_t slot = slots; slot-- > 0;) free_.push_back(slot);
   for (Slot& slot : slots_) slot.uses.reserve(kUsualStreams);
@@ -56,13 +57,15 @@ void SlotTable::find_least(Layer& layer) const {
 
 std::uint32_t SlotTable::next_victim() {
   if (!free_.empty()) return free_.back();
-  std::uint32_t victim = kNone;
+  const Layer* victim = nullptr;
+  const auto worth = [&](const Layer& layer) {
+    return slots_[layer.least].value - evenness_ * static_cast<double>(layer.slots.size());
+  };
   for (Layer& layer : layers_) {
     if (!layer.known) find_least(layer);
-    if (layer.least == kNone) continue;
-    if (victim == kNone || slots_[layer.least].value < slots_[victim].value) victim = layer.least;
+    if (layer.least != kNone && (victim == nullptr || worth(layer) < worth(*victim))) victim = &layer;
   }
-  return victim;
+  return victim == nullptr ? kNone : victim->least;
 }
 
 double SlotTable::value_of(std::uint32_t slot) const {

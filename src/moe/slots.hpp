@@ -50,7 +50,7 @@ struct Slot {
   std::uint64_t content = 0;        ///< numbers what was put into slots
   std::uint32_t pieces = 0;         ///< of the expert's, given to lanes so far
   std::uint32_t steps = 0;          ///< open ones that use it
-  Tier from = Tier::none;           ///< the slowest tier that a piece came from
+  Tier from = Tier::none;           ///< the slowest tier that a piece was in
   FlightNumbers flights{};          ///< that write it
   FlightNumbers earlier_flights{};  ///< that wrote what lay there before
   std::uint8_t ready_lanes = 0;     ///< bit by lane: ordered behind all that went before
@@ -64,7 +64,8 @@ struct Slot {
 
 class SlotTable {
  public:
-  SlotTable(std::uint32_t slots, std::uint32_t layers);
+  /// Between layers an expert counts `evenness` less for each that its layer has in slots.
+  SlotTable(std::uint32_t slots, std::uint32_t layers, double evenness = 0);
 
   [[nodiscard]] std::uint32_t size() const { return static_cast<std::uint32_t>(slots_.size()); }
   [[nodiscard]] std::uint32_t used() const { return size() - static_cast<std::uint32_t>(free_.size()); }
@@ -96,6 +97,7 @@ class SlotTable {
   };
   void find_least(Layer& layer) const;
 
+  double evenness_;
   std::vector<Slot> slots_;
   std::vector<Layer> layers_;
   std::vector<std::uint32_t> free_;

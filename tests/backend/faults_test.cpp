@@ -266,6 +266,19 @@ TEST_P(FaultsInBothTimes, MemoryMayGoAsSoonAsTheEventIsThere) {
   EXPECT_LT(counters.copy_batches_failed, 200u);
 }
 
+/// In real time a late event delays its stream's work too; in both no event overtakes it on its stream.
+TEST_P(FaultsInBothTimes, ALateEventIsNotOvertaken) {
+  const auto backend = make({.late_event = {.at = 1}, .late_event_ns = 20'000'000});
+  const StreamId stream = backend->create_stream(0).value(), other = backend->create_stream(1).value();
+  const EventId late = backend->record_event(stream).value();
+  const EventId behind = backend->record_event(stream).value();
+  ASSERT_TRUE(backend->stream_wait(other, behind));
+  EXPECT_EQ(finish(*backend, other), EventState::complete);
+  EXPECT_EQ(backend->query_event(behind), EventState::complete);
+  EXPECT_EQ(backend->query_event(late), EventState::complete) << "events of one stream complete in order";
+  EXPECT_GE(backend->now_ns(), 20'000'000);
+}
+
 TEST_P(FaultsInBothTimes, AScheduleRuns) {
   using Kind = ScheduledFault::Kind;
   const auto backend =

@@ -3,7 +3,7 @@
 #include "core/world.hpp"
 
 /// A driver that cannot order work on the device, or cannot record an event, must not cost a right byte:
-/// the cache waits on the host instead, or says that the read failed.
+/// the cache waits on the host instead, or says that the read failed. One that does not wipe costs room.
 namespace harvest::testing {
 namespace {
 
@@ -17,14 +17,31 @@ class FailingBackend final : public test::ForwardingBackend {
     return inner_.stream_wait(stream, event);
   }
   Result<EventId> record_event(StreamId stream) override {
-    if (fails(fail_record_after_)) return fail(ErrorCode::out_of_memory, "no event can be had now");
+    if (stream == eventless_ || fails(fail_record_after_))
+      return fail(ErrorCode::out_of_memory, "no event can be had now");
     return inner_.record_event(stream);
   }
+  Status fill(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,
+              std::uint8_t value) override {
+    if (refuses_fills_) return fail(ErrorCode::out_of_memory, "no fill can be had now");
+    return inner_.fill(stream, device, address, bytes, value);
+  }
+  /// The machine's memory is this process's, so what a segment holds when it goes can be looked at.
+  Status unmap_segment(std::byte* address) override {
+    if (address == watched_) went_wiped_ = *address == std::byte{0};
+    return inner_.unmap_segment(address);
+  }
+  void refuse_fills(bool refuses) { refuses_fills_ = refuses; }
+  void watch_segment(const std::byte* address) { watched_ = address; }
+  /// Whether the segment that is watched was wiped when it went; nothing if it is there.
+  std::optional<bool> went_wiped() const { return went_wiped_; }
+
   bool is_capturing(StreamId stream) const override { return stream == capturing_; }
   void capture(StreamId stream) { capturing_ = stream; }
 
   /// The call after the next `calls` fails, once.
   void fail_wait_after(int calls) { fail_wait_after_ = calls; }
+  void refuse_events_of(StreamId stream) { eventless_ = stream; }
   void fail_record_after(int calls) { fail_record_after_ = calls; }
 
  private:
@@ -32,6 +49,10 @@ class FailingBackend final : public test::ForwardingBackend {
 
   int fail_wait_after_ = -1;
   int fail_record_after_ = -1;
+  StreamId eventless_ = StreamId::none;
+  bool refuses_fills_ = false;
+  const std::byte* watched_ = nullptr;
+  std::optional<bool> went_wiped_;
   StreamId capturing_ = StreamId::none;
 };
 
@@ -54,9 +75,10 @@ class FailedWaitTest : public ::testing::Test {
     EXPECT_TRUE(backend_.unmap_segment(staging_).has_value());
   }
 
-  void put(std::uint64_t key, Backing backing) {
+  void put(std::uint64_t key, Backing backing, std::uint32_t tenant = 0) {
     sources_[key] = content(key, 1, kBytes);
-    const auto stored = cache_->put(key, sources_[key].data(), kBytes, {.backing = backing});
+    const auto stored =
+        cache_->put(key, sources_[key].data(), kBytes, {.backing = backing, .tenant = tenant});
     ASSERT_TRUE(stored.has_value()) << stored.error().message;
   }
 
@@ -148,6 +170,77 @@ TEST_F(FailedWaitTest, AWriteWhoseEventComesLateIsAWrite) {
     ASSERT_TRUE(cache_->erase(1).has_value());
     ASSERT_TRUE(cache_->settle(backend_.now_ns() + 1'000'000'000).has_value());
   }
+}
+
+TEST_F(FailedWaitTest, ASlotThatCannotBeWipedIsNotUsedAgain) {
+  put(1, Backing::lossy, 7);
+  const std::byte* const slot = cache_->acquire(1, stream_).data();
+  ASSERT_EQ(std::memcmp(slot, sources_[1].data(), kBytes), 0);
+  backend_.refuse_fills(true);
+  ASSERT_TRUE(cache_->erase(1).has_value());
+  const std::vector<std::byte> theirs = content(2, 1, kBytes - 4096);  // the slot is larger
+  const PutOptions options{.backing = Backing::lossy, .tenant = 8};
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_FALSE(cache_->put(2, theirs.data(), theirs.size(), options).has_value()) << "I12";
+    EXPECT_TRUE(cache_->audit().has_value()) << "I7";
+    cache_->poll();
+  }
+  backend_.refuse_fills(false);
+  ASSERT_TRUE(cache_->settle(backend_.now_ns() + 1'000'000'000).has_value());
+  ASSERT_TRUE(cache_->put(2, theirs.data(), theirs.size(), options).has_value());
+  const Lease lease = cache_->acquire(2, stream_);
+  ASSERT_EQ(lease.data(), slot);
+  EXPECT_TRUE(std::all_of(slot + theirs.size(), slot + kBytes, [](std::byte b) { return b == std::byte{0}; }))
+      << "I12";
+}
+
+TEST_F(FailedWaitTest, ASegmentThatCannotBeWipedDoesNotGoBack) {
+  put(1, Backing::lossy, 7);
+  backend_.watch_segment(cache_->acquire(1, stream_).data());
+  backend_.refuse_fills(true);
+  const auto report = cache_->reclaim(1, kBytes, backend_.now_ns() + 10'000'000);
+  ASSERT_TRUE(report.has_value());
+  EXPECT_EQ(report->late_bytes, kBytes);
+  ASSERT_FALSE(backend_.went_wiped().has_value()) << "I12: it is gone, and was not wiped";
+  backend_.refuse_fills(false);
+  ASSERT_TRUE(cache_->settle(backend_.now_ns() + 1'000'000'000).has_value());
+  EXPECT_EQ(backend_.went_wiped(), true) << "I12";
+  EXPECT_EQ(machine_->mapped_bytes(1), 0U) << "I5";
+}
+
+TEST_F(FailedWaitTest, ACacheEndsThoughNothingIsWiped) {
+  put(1, Backing::lossy, 7);
+  put(2, Backing::managed_host, 7);
+  backend_.refuse_fills(true);
+  cache_.reset();
+  EXPECT_EQ(machine_->mapped_bytes(1), 0U);
+  EXPECT_EQ(machine_->mapped_bytes(kHost), 0U);
+}
+
+/// What still reads a copy cannot be waited for then: its memory is kept rather than given away (I1), and the
+/// process goes on (I10).
+TEST_F(FailedWaitTest, ACacheEndsThoughNoEventIsToBeHad) {
+  put(1, Backing::lossy);
+  put(2, Backing::managed_host);
+  FetchItem first = item(1, staging_);
+  ASSERT_TRUE(machine_->submit_kernel(stream_, 5'000'000'000).has_value());
+  ASSERT_TRUE(cache_->fetch({&first, 1}, stream_).has_value());
+  backend_.refuse_events_of(stream_);
+  cache_.reset();
+  EXPECT_EQ(machine_->mapped_bytes(1), kBytes) << "I1";
+  EXPECT_EQ(machine_->mapped_bytes(kHost), 0U);
+  EXPECT_EQ(download(staging_), content(1, 1, kBytes));
+}
+
+/// A lost device refuses too, but nothing is left there to wipe.
+TEST_F(FailedWaitTest, ALostDeviceIsNotWiped) {
+  put(1, Backing::lossy, 7);
+  ASSERT_TRUE(machine_->lose_device(1).has_value());
+  ASSERT_TRUE(cache_->erase(1).has_value());
+  EXPECT_EQ(cache_->stats().pools.front().draining_bytes, 0U);
+  backend_.sleep_until(backend_.now_ns() + cache_->config().pressure.sample_interval_ns);
+  EXPECT_TRUE(cache_->settle(backend_.now_ns() + 1'000'000'000).has_value());
+  EXPECT_EQ(machine_->mapped_bytes(1), 0U);
 }
 
 /// What a graph reads at each of its replays, a lease must hold; a fetch holds nothing when it has returned.

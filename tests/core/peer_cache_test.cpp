@@ -245,7 +245,8 @@ TEST(PeerCacheTest, SpilledBytesPreferAnotherPeer) {
   config.peers = {1, 2};
   World world(config, {}, "dgx-h100");
   PutOptions options = backed_by(Backing::spill);
-  for (std::uint64_t key = 1; key <= 4; ++key) ASSERT_TRUE(world.put(key, 1, 4 * MiB, options));
+  std::map<std::uint64_t, Generation> generations;
+  for (std::uint64_t key = 1; key <= 4; ++key) generations[key] = world.put(key, 1, 4 * MiB, options).value();
   world.settle();
   const DeviceId crowded = world.backend->mapped_bytes(1) > 0 ? 1 : 2;
   const std::uint64_t mapped = world.backend->mapped_bytes(crowded);
@@ -253,7 +254,11 @@ TEST(PeerCacheTest, SpilledBytesPreferAnotherPeer) {
   ASSERT_TRUE(report.has_value());
   EXPECT_TRUE(report->finished);
   EXPECT_EQ(world.backend->mapped_bytes(crowded), 0U);
-  for (std::uint64_t key = 1; key <= 4; ++key) EXPECT_EQ(world.fetch(key, 1, 4 * MiB), Tier::peer);
+  for (std::uint64_t key = 1; key <= 4; ++key) {
+    EXPECT_EQ(world.fetch(key, 1, 4 * MiB), Tier::peer);
+    EXPECT_EQ(world.cache->acquire(key, world.stream).generation(), generations[key])
+        << "moved, not replaced";
+  }
   EXPECT_EQ(world.count(CacheEvent::Kind::lost), 0U);
 }
 

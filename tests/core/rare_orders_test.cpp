@@ -169,6 +169,67 @@ TEST(ReclaimTest, AMoveIsNotBegunForAnObjectThatIsLostWhileRoomIsSought) {
     EXPECT_EQ(pool.in_service, pool.device != 1) << pool.device << ": " << pool.out_of_service_reason;
 }
 
+/// The deadline of a reclaim may pass in a callback, after the round of work in which it was told. The report
+/// is of a look at what is there by then.
+TEST(ReclaimTest, WhatIsLateIsToldThoughACallbackLetTheDeadlinePass) {
+  const auto backend = std::move(*make_simulated_backend(*machine_from_preset("2xh100-nvl")));
+  PeerCacheConfig config = small_config();
+  TimeNs deadline = 0;
+  std::size_t passed = 0;
+  config.on_event = [&](const CacheEvent& event) {
+    if (event.kind != CacheEvent::Kind::spilled || backend->now_ns() >= deadline) return;
+    ++passed;
+    backend->sleep_until(deadline);
+  };
+  const auto cache = std::move(*PeerCache::create(*backend, std::move(config)));
+  const std::vector<std::byte> bytes = content(1, 1, 4 * MiB);
+  ASSERT_TRUE(cache->put(1, bytes.data(), 4 * MiB, backed_by(Backing::lossy)));
+  ASSERT_TRUE(cache->put(2, bytes.data(), 4 * MiB, backed_by(Backing::spill)));
+  const Lease lease = cache->acquire(1, *backend->create_stream(0));
+  ASSERT_EQ(lease.tier(), Tier::peer);
+  ASSERT_EQ(backend->mapped_bytes(1), 8 * MiB);
+
+  deadline = backend->now_ns() + 100'000'000;
+  const auto report = cache->reclaim(1, 8 * MiB, deadline);
+  ASSERT_TRUE(report.has_value());
+  ASSERT_EQ(passed, 1U) << "the callback came before the deadline";
+  ASSERT_EQ(backend->mapped_bytes(1), 4 * MiB) << "what is leased";
+  EXPECT_FALSE(report->finished);
+  EXPECT_EQ(report->returned_bytes, 4 * MiB);
+  EXPECT_EQ(report->late_bytes, 4 * MiB);
+}
+
+/// Answers that a segment could not be given back, and keeps it, as a driver in trouble may.
+class KeepingBackend final : public test::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  Status unmap_segment(std::byte* address) override {
+    if (std::exchange(refuses_next, false)) return fail(ErrorCode::unavailable, "the driver does not answer");
+    return inner_.unmap_segment(address);
+  }
+  bool refuses_next = false;
+};
+
+TEST(ReclaimTest, WhatTheDriverDoesNotTakeBackIsNotReportedAsReturned) {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("2xh100-nvl")));
+  KeepingBackend backend(*machine);
+  const auto cache = std::move(*PeerCache::create(backend, small_config()));
+  const std::vector<std::byte> bytes = content(1, 1, 4 * MiB);
+  for (const std::uint64_t key : {1, 2, 3})
+    ASSERT_TRUE(cache->put(key, bytes.data(), 4 * MiB, backed_by(Backing::lossy)));
+  ASSERT_EQ(machine->mapped_bytes(1), 12 * MiB);
+  backend.refuses_next = true;
+  const TimeNs deadline = backend.now_ns() + 100'000'000;
+  const auto one = cache->reclaim(1, 4 * MiB, deadline);
+  ASSERT_TRUE(one && one->finished);
+  EXPECT_EQ(one->returned_bytes, 4 * MiB);
+  EXPECT_EQ(machine->mapped_bytes(1), 8 * MiB) << "I5: another segment went in its stead";
+  const auto rest = cache->reclaim(1, 8 * MiB, deadline);
+  ASSERT_TRUE(rest && rest->finished) << "there is nothing more to give";
+  EXPECT_EQ(rest->returned_bytes, 4 * MiB) << "I5";
+  EXPECT_EQ(machine->mapped_bytes(1), 4 * MiB);
+}
+
 /// Keeps what it is asked to copy.
 class RecordingBackend final : public test::ForwardingBackend {
  public:

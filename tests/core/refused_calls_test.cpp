@@ -20,6 +20,21 @@ TEST(RefusedCalls, APutThatFailsLeavesTheOldContent) {
   world.audit();
 }
 
+TEST(RefusedCalls, AnItemThatDoesNotFitWritesNothing) {
+  World world;
+  ASSERT_TRUE(world.put(1, 1, MiB));
+  const std::vector<std::byte> before = content(9, 1, MiB);
+  const Copy upload{world.staging, before.data(), MiB};
+  ASSERT_TRUE(world.backend->copy(world.stream, {kHost, 0}, {&upload, 1}).has_value());
+  FetchItem item;
+  item.key = 1;
+  item.destination = world.staging;
+  item.capacity_bytes = MiB - 1;
+  ASSERT_TRUE(world.cache->fetch_and_wait({&item, 1}, world.stream).has_value());
+  EXPECT_EQ(item.outcome, ErrorCode::invalid_argument);
+  EXPECT_EQ(world.download(world.staging, MiB), before);
+}
+
 TEST(RefusedCalls, PinnedMemoryThatCannotBeHadIsAnErrorAndNoMore) {
   World world;
   FaultPlan plan;

@@ -23,6 +23,16 @@ TEST(TiersTest, WhatIsReadFromTheHostClimbsToAPeerThatIsFull) {
   for (const std::uint64_t key : hot) EXPECT_EQ(world.fetch(key, 1, MiB), Tier::peer) << key;
 }
 
+TEST(TiersTest, TheOnlyCopyIsNotEvicted) {
+  PeerCacheConfig config = small_config();
+  config.peer_budget_bytes = 4 * MiB;
+  World world(config);
+  ASSERT_TRUE(world.put(1, 1, 4 * MiB, backed_by(Backing::spill)));
+  world.settle();
+  EXPECT_FALSE(world.put(2, 1, 4 * MiB, backed_by(Backing::lossy)).has_value()) << "there is no other room";
+  EXPECT_EQ(world.fetch(1, 1, 4 * MiB), Tier::peer) << "I4";
+}
+
 TEST(TiersTest, AScanDoesNotFlushWhatIsReadAgain) {
   PeerCacheConfig config = small_config();
   config.peer_budget_bytes = 8 * MiB;

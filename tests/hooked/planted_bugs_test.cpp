@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <set>
 #include <string>
@@ -27,6 +29,19 @@ TEST_F(PlantedBugsTest, ThereAreSomeForEachInvariant) {
   }
   EXPECT_EQ(bugs_of.size(), 12U);
   for (int i = 1; i <= 12; ++i) EXPECT_GE(bugs_of[fmt::format("I{}", i)], 2) << "I" << i;
+}
+
+TEST_F(PlantedBugsTest, ThePageCountsThemAsTheyAre) {
+  std::map<std::string, int> bugs_of;
+  for (const PlantedBugInfo& info : planted_bugs()) ++bugs_of[std::string(info.invariant)];
+  std::string row = "\n| planted bugs, found by the simulator |";
+  for (int i = 1; i <= 12; ++i) row += fmt::format(" {} |", bugs_of[fmt::format("I{}", i)]);
+  std::ifstream file(HARVEST_SOURCE_DIR "/docs/reliability.md");
+  const std::string page{std::istreambuf_iterator<char>(file), {}};
+  EXPECT_NE(page.find(row + "\n"), std::string::npos) << "docs/reliability.md has no row" << row;
+  EXPECT_NE(page.find(fmt::format("(`src/base/test_hooks.cpp`; {} of", planted_bugs().size())),
+            std::string::npos)
+      << "docs/reliability.md does not say that there are " << planted_bugs().size();
 }
 
 TEST_F(PlantedBugsTest, AProcessMakesTheChosenOneAlone) {

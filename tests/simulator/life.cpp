@@ -29,7 +29,13 @@ Life::Life(const Case& life) : case_(life), plan_(draw_plan(life)), hash_(life.s
   auto made = make_simulated_backend(plan_.machine, options);
   require(made.has_value(), "simulator", "{}", made ? std::string() : made.error().message);
   simulated_ = std::move(*made);
-  backend_ = std::make_unique<Witness>(*simulated_, plan_, life.seed);
+  Backend* inner = simulated_.get();
+  if (plan_.checked) {
+    checked_ = make_checked_backend(
+        *simulated_, {.on_violation = [](const std::string& what) { violated("contract", what); }});
+    inner = checked_.get();
+  }
+  backend_ = std::make_unique<Witness>(*inner, *simulated_, plan_, life.seed);
   for (std::uint32_t i = 0; i < plan_.streams; ++i) streams_.push_back(make_stream());
   for (std::size_t i = 0; i < kCollectors; ++i)
     collectors_.push_back(*backend_->map_segment(plan_.config.consumer, kCollectorBytes, {}));
@@ -73,8 +79,8 @@ void Life::plan_nth_failure() {
 Life::Stream Life::make_stream() {
   Stream stream;
   stream.id = *backend_->create_stream(plan_.config.consumer);
-  stream.staging = *simulated_->map_segment(plan_.config.consumer, kStagingBytes, {});
-  stream.source = *simulated_->map_segment(plan_.config.consumer, kStagingBytes, {});
+  stream.staging = *backend_->map_segment(plan_.config.consumer, kStagingBytes, {});
+  stream.source = *backend_->map_segment(plan_.config.consumer, kStagingBytes, {});
   return stream;
 }
 
@@ -169,10 +175,12 @@ void Life::end() {
   // The simulation stops the process if anything still reads this memory.
   for (const auto& [generation, what] : model_.stored())
     if (what.external != nullptr) static_cast<void>(simulated_->release_host_range(what.external));
-  for (const Stream& stream : streams_)
+  for (const Stream& stream : streams_) {
     for (std::byte* memory : {stream.staging, stream.source})
-      static_cast<void>(simulated_->unmap_segment(memory));
-  for (std::byte* memory : collectors_) static_cast<void>(simulated_->unmap_segment(memory));
+      static_cast<void>(backend_->unmap_segment(memory));
+    static_cast<void>(backend_->destroy_stream(stream.id));
+  }
+  for (std::byte* memory : collectors_) static_cast<void>(backend_->unmap_segment(memory));
   observe(simulated_->trace_hash());
 }
 

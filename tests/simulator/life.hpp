@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/checked.hpp"
 #include "simulator/model.hpp"
 #include "simulator/plan.hpp"
 #include "simulator/witness.hpp"
@@ -199,6 +200,7 @@ class Life {
   Plan plan_;
   Random random_{0};
   std::unique_ptr<SimulatedBackend> simulated_;
+  std::unique_ptr<CheckedBackend> checked_;  ///< in the lives that have it
   std::unique_ptr<Witness> backend_;
   std::unique_ptr<PeerCache> cache_;
   std::vector<DeviceId> peers_;

@@ -240,6 +240,7 @@ void Life::change_faults() {
   Witness::Mischief mischief;
   if (happens(Fault::jumping_free, 0.6)) mischief.jumping_free = 0.3;
   if (happens(Fault::sudden_owner, 0.6)) mischief.sudden_owner = 0.1;
+  if (happens(Fault::refuse_fill, 0.6)) mischief.refuse_fill = 0.5;
   planned_ = plan;
   simulated_->set_faults(plan);
   backend_->set_mischief(mischief);

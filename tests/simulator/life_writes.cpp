@@ -98,7 +98,7 @@ void Life::put_key_from_gpu(std::uint64_t key) {
   const Copy upload{stream.source, memory, what.bytes};
   // Where the upload fails, no earlier object's bytes are put in its stead.
   static_cast<void>(
-      backend_->fill(stream.id, plan_.config.consumer, stream.source, plan_.largest_object_bytes, 0xCD));
+      simulated_->fill(stream.id, plan_.config.consumer, stream.source, plan_.largest_object_bytes, 0xCD));
   const Generation latest = model_.latest();
   const std::uint64_t failed = failures();
   if (!backend_->copy(stream.id, {kHost, plan_.config.consumer}, {&upload, 1})) {

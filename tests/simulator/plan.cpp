@@ -20,9 +20,9 @@ constexpr std::array<std::string_view, kOperations> kOperationNames{
     "poll",        "kernel",       "settle",  "look",          "new_stream",      "wrong_call", "race_on_key",
     "disturb_put", "faults",       "link",    "lose_device",   "lose_peers",      "jump_clock", "calm"};
 constexpr std::array<std::string_view, kFaults> kFaultNames{
-    "refuse_copy",   "fail_copy",  "slow_copy",   "corrupt_path",   "fail_map",
-    "fail_host_map", "late_event", "slow_query",  "stale_free",     "jumping_free",
-    "sudden_owner",  "link_down",  "lose_device", "lose_all_peers", "clock_jump"};
+    "refuse_copy", "fail_copy",      "slow_copy",  "corrupt_path", "fail_map",     "fail_host_map",
+    "late_event",  "slow_query",     "stale_free", "jumping_free", "sudden_owner", "link_down",
+    "lose_device", "lose_all_peers", "clock_jump", "refuse_fill"};
 
 // In the order of `Operation`; a swarm multiplies each by 0, 1, 3 or 10.
 constexpr std::array<unsigned, kOperations> kUsualWeights{18, 4, 5, 18, 8, 10, 7, 10, 4, 4, 3, 1, 5, 8,
@@ -205,6 +205,8 @@ Plan draw_plan(const Case& life) {
     plan.corrupt_path = Route{from, static_cast<DeviceId>((from + step) % static_cast<DeviceId>(gpus_used))};
     plan.config.peers.clear();  // the cache is to find out itself which peers are of use
   }
+  Random of_contract = part(6);
+  plan.checked = of_contract.chance(0.25);
   Random of_weights = part(5);
   plan.weights = draw_weights(of_weights, plan.faults);
   // After the weights, so that narrowing the faults down does not change which operation comes when.
@@ -243,15 +245,15 @@ std::string describe(const Plan& plan) {
     likely.push_back(fmt::format("{} {}", kOperationNames[i], plan.weights[i]));
   const PeerCacheConfig& config = plan.config;
   return fmt::format(
-      "{} GPUs, {} bytes, {} streams, {} keys, objects to {} KiB{}{}\n"
+      "{} GPUs, {} bytes, {} streams, {} keys, objects to {} KiB{}{}{}\n"
       "local {} KiB, host {} KiB, peers at most {} KiB, segments {}..{} KiB, reserve {} KiB, {} objects\n"
       "faults: {}\noperations: {}\n",
       plan.machine.devices.size() - 1, plan.phantom ? "phantom" : "real", plan.streams, plan.keys,
       plan.largest_object_bytes >> 10, plan.tenants ? ", tenants" : "",
-      plan.reentrant ? ", callbacks call the cache" : "", config.local_budget_bytes >> 10,
-      config.host_budget_bytes >> 10, config.peer_budget_bytes >> 10, config.segment_min_bytes >> 10,
-      config.segment_max_bytes >> 10, config.pressure.reserve_bytes >> 10, config.max_objects,
-      fmt::join(faults, ", "), fmt::join(likely, ", "));
+      plan.reentrant ? ", callbacks call the cache" : "", plan.checked ? ", calls are checked" : "",
+      config.local_budget_bytes >> 10, config.host_budget_bytes >> 10, config.peer_budget_bytes >> 10,
+      config.segment_min_bytes >> 10, config.segment_max_bytes >> 10, config.pressure.reserve_bytes >> 10,
+      config.max_objects, fmt::join(faults, ", "), fmt::join(likely, ", "));
 }
 
 }  // namespace harvest::simulator

@@ -70,8 +70,9 @@ enum class Fault : std::uint8_t {
   lose_device,
   lose_all_peers,
   jump_clock,
+  refuse_fill,
 };
-inline constexpr std::size_t kFaults = 15;
+inline constexpr std::size_t kFaults = 16;
 [[nodiscard]] std::string_view to_string(Fault fault);
 /// Names and meanings, for people.
 [[nodiscard]] std::optional<Fault> parse_fault(std::string_view name);
@@ -108,6 +109,7 @@ struct Case {
 struct Plan {
   Machine machine;
   bool phantom = false;  ///< bytes that are known by their stamp, not held
+  bool checked = false;  ///< through the decorator that enforces the backend's contract
   PeerCacheConfig config;
   std::uint32_t streams = 1;
   std::uint32_t keys = 1;

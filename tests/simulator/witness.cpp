@@ -11,8 +11,8 @@ namespace harvest::simulator {
 
 using testing::NotCounting;
 
-Witness::Witness(SimulatedBackend& simulated, const Plan& plan, std::uint64_t seed)
-    : ForwardingBackend(simulated), simulated_(simulated), plan_(plan), random_(seed) {
+Witness::Witness(Backend& inner, SimulatedBackend& simulated, const Plan& plan, std::uint64_t seed)
+    : ForwardingBackend(inner), simulated_(simulated), plan_(plan), random_(seed) {
   for (const DeviceInfo& device : simulated.devices()) accounts_[device.id];
 }
 
@@ -143,6 +143,7 @@ void Witness::release_event(EventId event) {
 }
 
 EventState Witness::query_event(EventId event) {
+  const NotCounting not_counting;
   require(events_.contains(event), "contract", "event {} is asked, and was not had",
           static_cast<std::uint64_t>(event));
   return inner_.query_event(event);
@@ -170,6 +171,8 @@ Status Witness::copy(StreamId stream, Route route, std::span<const Copy> copies)
 Status Witness::fill(StreamId stream, DeviceId device, std::byte* address, std::uint64_t bytes,
                      std::uint8_t value) {
   const NotCounting not_counting;
+  if (mischief_.refuse_fill > 0 && random_.chance(mischief_.refuse_fill))
+    return fail(ErrorCode::out_of_memory, "a planned fault: no fill can be had now");
   return inner_.fill(stream, device, address, bytes, value);
 }
 

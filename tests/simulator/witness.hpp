@@ -33,9 +33,11 @@ class Witness : public test::ForwardingBackend {
   struct Mischief {
     double jumping_free = 0;
     double sudden_owner = 0;
+    double refuse_fill = 0;
   };
 
-  Witness(SimulatedBackend& simulated, const Plan& plan, std::uint64_t seed);
+  /// Calls go to `inner`, which is `simulated` or stands before it.
+  Witness(Backend& inner, SimulatedBackend& simulated, const Plan& plan, std::uint64_t seed);
 
   /// Asked before a segment goes: is any byte of it leased?
   std::function<bool(const std::byte* address, std::uint64_t bytes)> is_leased;

@@ -3,8 +3,10 @@
 
 #include <chrono>
 #include <limits>
+#include <stdexcept>
 #include <thread>
 
+#include "backend/forwarding_backend.hpp"
 #include "core/world.hpp"
 #include "wrong_input/table.hpp"
 
@@ -184,6 +186,30 @@ void end_under_a_lease() {
   world.cache.reset();
 }
 
+/// Says that a stream is being captured.
+class CapturedBackend final : public test::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  bool is_capturing(StreamId stream) const override { return stream == captured; }
+  Result<EventId> record_event(StreamId stream) override {
+    if (stream == captured) return fail(ErrorCode::not_supported, "the event would be the graph's");
+    return inner_.record_event(stream);
+  }
+  StreamId captured = StreamId::none;
+};
+
+void end_under_a_capture() {
+  const auto machine = std::move(*make_simulated_backend(*machine_from_preset("2xh100-nvl")));
+  CapturedBackend backend(*machine);
+  auto cache = std::move(*PeerCache::create(backend, small_config()));
+  const std::vector<std::byte> bytes = content(1, 1, kBytes);
+  EXPECT_TRUE(cache->put(1, bytes.data(), kBytes));
+  const StreamId stream = *backend.create_stream(0);
+  cache->acquire(1, stream).release();
+  backend.captured = stream;
+  cache.reset();
+}
+
 TEST(WrongInput, Leases) {
   Table table("Leases");
   World world;
@@ -222,7 +248,19 @@ TEST(WrongInput, Leases) {
 
   ASSERT_TRUE(cache.erase(1));
   world.settle();
+  table.stops("the cache ends while a stream that read a leased object is being captured",
+              end_under_a_capture);
   table.stops("the cache ends while a lease is held", end_under_a_lease);
+}
+
+void throw_at_an_event() {
+  const auto backend = std::move(*make_simulated_backend(*machine_from_preset("2xh100-nvl")));
+  PeerCacheConfig config = small_config();
+  config.on_event = [](const CacheEvent&) { throw std::runtime_error("no more"); };
+  const auto cache = std::move(*PeerCache::create(*backend, std::move(config)));
+  const std::vector<std::byte> bytes = content(1, 1, kBytes);
+  EXPECT_TRUE(cache->put(1, bytes.data(), kBytes, backed_by(Backing::lossy)));
+  static_cast<void>(cache->reclaim(1, kBytes, 0));
 }
 
 Outcome prefetched(World& world, std::vector<Key> keys, Tier tier) {
@@ -274,6 +312,7 @@ TEST(WrongInput, LookingAndAsking) {
   world.settle();
   ASSERT_TRUE(world.cache->forget_stream(world.stream));
   table.shows("`forget_stream` twice", world.cache->forget_stream(world.stream));
+  table.stops("`on_event` throws", throw_at_an_event);
   show_runner(table);
 }
 

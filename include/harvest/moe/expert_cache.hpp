@@ -60,9 +60,8 @@ using SlotValue = std::function<double(const SlotFacts&)>;
 struct ExpertCacheConfig {
   ModelDescription model;
   std::uint64_t local_budget_bytes = 0;  ///< of the consumer's memory for slots; at least two experts
-  /// Experts travel in pieces of at most this, so that both wires can carry one, and peers lend small
-  /// segments.
-  std::uint64_t piece_bytes = 32ULL << 20;
+  /// Experts travel in pieces of at most this, so that peers and host can each carry a part of one.
+  std::uint64_t piece_bytes = 8ULL << 20;
   /// Upper half of all keys; two caches on one PeerCache differ here.
   std::uint64_t key_space = 0x4578'7065'7274'0000;
 
@@ -84,7 +83,7 @@ struct ReadyExpert {
   std::uint32_t expert = 0;
   std::uint32_t slot = 0;              ///< its address is `slot_address(slot)`
   const std::byte* address = nullptr;  ///< tensor i lies at `model.tensor_offset(i)` from here
-  Tier from = Tier::none;              ///< `local`: it was here; else the slowest tier that a part came from
+  Tier from = Tier::none;              ///< `local`: it was here; else the slowest tier that a part was in
 };
 
 class ExpertCache;

@@ -8,6 +8,7 @@
 
 #include "backend/sim/mix.hpp"
 #include "base/annotated_mutex.hpp"
+#include "base/random.hpp"
 
 namespace harvest::sim {
 

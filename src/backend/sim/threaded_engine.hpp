@@ -13,6 +13,7 @@
 #include "backend/sim/engine.hpp"
 #include "backend/sim/mix.hpp"
 #include "base/annotated_mutex.hpp"
+#include "base/random.hpp"
 
 namespace harvest::sim {
 

@@ -96,6 +96,7 @@ void add_bench(CLI::App& app, Action& chosen) {
   bench::add_fetch(*command, chosen);
   bench::add_reclaim(*command, chosen);
   bench::add_owner(*command, chosen);
+  bench::add_moe(*command, chosen);
   bench::add_memory(*command, chosen);
   bench::add_lookup(*command, chosen);
   bench::add_calibrate(*command, chosen);
@@ -103,7 +104,8 @@ void add_bench(CLI::App& app, Action& chosen) {
     if (command->get_subcommands().empty())
       chosen = [] {
         return complain(Exit::bad_input, "bench",
-                        "a benchmark is missing: link, fetch, reclaim, owner, memory, lookup or calibrate "
+                        "a benchmark is missing: link, fetch, reclaim, owner, moe, memory, lookup or "
+                        "calibrate "
                         "(see harvest bench --help)");
       };
   });

@@ -108,12 +108,8 @@ Result<std::vector<HarmSetting>> make_settings(const Options& options) {
 }
 
 Result<Machine> make_machine(const Options& options) {
-  auto machine = load_machine(options.system);
-  if (!machine) return fail(machine.error().code, "--system: " + machine.error().message);
-  if (machine->devices.size() < 3)
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("--system: {} has {} GPU, a consumer and a peer make at least 2", machine->name,
-                            machine->devices.size() - 1));
+  auto machine = read_system_with_peer(options.system);
+  if (!machine) return machine;
   std::uint64_t bytes = options.gpu_bytes;
   if (bytes == 0 && options.owner_trace.empty()) bytes = kStudyBytes;
   if (bytes == 0) return machine;

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "moe_server/cpu_compute.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "moe_server/math.hpp"
+
+namespace harvest::moe_server {
+namespace {
+
+/// Every weight is read once and used for each row.
+KernelWork matrices(std::uint64_t weights, std::uint64_t rows) {
+  return {.bytes = weights * sizeof(float), .operations = 2 * weights * rows};
+}
+
+}  // namespace
+
+CpuCompute::CpuCompute(const Model& model, Kernels& kernels, std::uint32_t sequences, std::uint32_t positions)
+    : model_(model),
+      shape_(model.shape()),
+      kernels_(kernels),
+      sequences_(sequences),
+      positions_(positions),
+      keys_(std::size_t{shape_.layers} * sequences * positions * shape_.kv_size()),
+      values_(keys_.size()) {}
+
+void CpuCompute::begin_step(std::span<const Row> rows) {
+  kernels_.drop();
+  rows_.assign(rows.begin(), rows.end());
+  states_.resize(rows.size() * shape_.hidden);
+  normed_.resize(states_.size());
+  queries_.resize(states_.size());
+  choices_.resize(rows.size() * shape_.top_k);
+  results_.resize(choices_.size() * shape_.hidden);
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    const auto embedded = std::span(model_.embedding()).subspan(std::size_t{rows[row].token} * shape_.hidden);
+    std::copy_n(embedded.begin(), shape_.hidden, state(row).begin());
+  }
+}
+
+Status CpuCompute::attend(std::uint32_t layer) {
+  KernelWork work =
+      matrices(2 * std::uint64_t{shape_.hidden} * (shape_.hidden + shape_.kv_size()), rows_.size());
+  work.bytes += cached_bytes();
+  return kernels_.launch(work, [this, layer] {
+    // A row sees those before it in the same step: all keys and values first.
+    for (std::size_t row = 0; row < rows_.size(); ++row) project(layer, row);
+    for (std::size_t row = 0; row < rows_.size(); ++row) attend_row(layer, row);
+  });
+}
+
+Result<std::span<const Choice>> CpuCompute::route(std::uint32_t layer) {
+  const Status launched =
+      kernels_.launch(matrices(std::uint64_t{shape_.experts} * shape_.hidden, rows_.size()), [this, layer] {
+        for (std::size_t row = 0; row < rows_.size(); ++row) route_row(layer, row);
+      });
+  if (!launched) return tl::unexpected(launched.error());
+  if (Status done = kernels_.wait(); !done) return tl::unexpected(done.error());
+  return choices_;
+}
+
+Status CpuCompute::run_expert(std::uint32_t expert, const std::byte* weights) {
+  std::vector<Place> places;
+  for (std::size_t row = 0; row < rows_.size(); ++row)
+    for (std::size_t rank = 0; rank < shape_.top_k; ++rank)
+      if (choices_[row * shape_.top_k + rank].expert == expert) places.push_back({row, rank});
+  const std::uint64_t matrix = std::uint64_t{shape_.hidden} * shape_.intermediate;
+  const KernelWork work = matrices(3 * matrix, places.size());
+  return kernels_.launch(work, [this, weights, places = std::move(places)] {
+    const auto tensor = [&](std::size_t i) {
+      return reinterpret_cast<const float*>(weights + model_.description().tensor_offset(i));
+    };
+    for (const auto& [row, rank] : places)
+      swiglu(tensor(0), tensor(1), tensor(2), normed(row), shape_.intermediate, result(row, rank));
+  });
+}
+
+Status CpuCompute::combine() {
+  return kernels_.launch({.bytes = results_.size() * sizeof(float)}, [this] {
+    for (std::size_t row = 0; row < rows_.size(); ++row)
+      for (std::size_t rank = 0; rank < shape_.top_k; ++rank) {
+        const float weight = choices_[row * shape_.top_k + rank].weight;
+        const auto sum = state(row);
+        const auto part = result(row, rank);
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += weight * part[i];
+      }
+  });
+}
+
+Result<std::span<const float>> CpuCompute::logits(std::span<const std::uint32_t> rows) {
+  logits_.resize(rows.size() * shape_.vocabulary);
+  const KernelWork work = matrices(std::uint64_t{shape_.vocabulary} * shape_.hidden, rows.size());
+  const Status launched = kernels_.launch(work, [this, rows] {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      rms_norm(state(rows[i]), model_.final_norm(), normed(rows[i]));
+      multiply(model_.unembedding().data(), normed(rows[i]),
+               std::span(logits_).subspan(i * shape_.vocabulary, shape_.vocabulary));
+    }
+  });
+  if (!launched) return tl::unexpected(launched.error());
+  if (Status done = kernels_.wait(); !done) return tl::unexpected(done.error());
+  return logits_;
+}
+
+void CpuCompute::project(std::uint32_t layer, std::size_t row) {
+  const LayerWeights& weights = model_.layer(layer);
+  const std::uint32_t position = rows_[row].position;
+  const auto query = std::span(queries_).subspan(row * shape_.hidden, shape_.hidden);
+  const auto key = cached(keys_, layer, rows_[row], position);
+  const auto value = cached(values_, layer, rows_[row], position);
+  rms_norm(state(row), weights.attention_norm, normed(row));
+  multiply(weights.query.data(), normed(row), query);
+  multiply(weights.key.data(), normed(row), key);
+  multiply(weights.value.data(), normed(row), value);
+  const std::uint32_t size = shape_.head_size();
+  for (std::uint32_t head = 0; head < shape_.heads; ++head)
+    rotate(query.subspan(head * size, size), position);
+  for (std::uint32_t head = 0; head < shape_.kv_heads; ++head)
+    rotate(key.subspan(head * size, size), position);
+}
+
+void CpuCompute::attend_row(std::uint32_t layer, std::size_t row) {
+  const std::uint32_t size = shape_.head_size();
+  const std::uint32_t seen = rows_[row].position + 1;
+  const float scale = 1 / std::sqrt(static_cast<float>(size));
+  std::vector<float> scores(seen);
+  std::vector<float> attended(shape_.hidden);
+  for (std::uint32_t head = 0; head < shape_.heads; ++head) {
+    const std::uint32_t kv = head / (shape_.heads / shape_.kv_heads) * size;  // where the head's keys begin
+    const float* query = queries_.data() + row * shape_.hidden + head * size;
+    for (std::uint32_t at = 0; at < seen; ++at)
+      scores[at] = dot(query, cached(keys_, layer, rows_[row], at).data() + kv, size) * scale;
+    softmax(scores);
+    for (std::uint32_t at = 0; at < seen; ++at) {
+      const float* value = cached(values_, layer, rows_[row], at).data() + kv;
+      for (std::uint32_t i = 0; i < size; ++i) attended[head * size + i] += scores[at] * value[i];
+    }
+  }
+  std::vector<float> output(shape_.hidden);
+  multiply(model_.layer(layer).output.data(), attended, output);
+  const auto sum = state(row);
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += output[i];
+}
+
+void CpuCompute::route_row(std::uint32_t layer, std::size_t row) {
+  const LayerWeights& weights = model_.layer(layer);
+  std::vector<float> scores(shape_.experts);
+  rms_norm(state(row), weights.expert_norm, normed(row));
+  multiply(weights.router.data(), normed(row), scores);
+  for (std::size_t expert = 0; expert < scores.size(); ++expert)
+    scores[expert] += weights.router_bias[expert];
+  softmax(scores);
+  const auto chosen = largest(scores, shape_.top_k);
+  float sum = 0;
+  for (const std::uint32_t expert : chosen) sum += scores[expert];
+  for (std::size_t rank = 0; rank < chosen.size(); ++rank)
+    choices_[row * shape_.top_k + rank] = {chosen[rank], scores[chosen[rank]] / sum};
+}
+
+std::span<float> CpuCompute::cached(std::vector<float>& cache, std::uint32_t layer, const Row& row,
+                                    std::uint32_t position) {
+  const std::size_t place = (std::size_t{layer} * sequences_ + row.sequence) * positions_ + position;
+  return std::span(cache).subspan(place * shape_.kv_size(), shape_.kv_size());
+}
+
+std::span<float> CpuCompute::state(std::size_t row) {
+  return std::span(states_).subspan(row * shape_.hidden, shape_.hidden);
+}
+
+std::span<float> CpuCompute::normed(std::size_t row) {
+  return std::span(normed_).subspan(row * shape_.hidden, shape_.hidden);
+}
+
+std::span<float> CpuCompute::result(std::size_t row, std::size_t rank) {
+  return std::span(results_).subspan((row * shape_.top_k + rank) * shape_.hidden, shape_.hidden);
+}
+
+/// Keys and values that the step's rows see.
+std::uint64_t CpuCompute::cached_bytes() const {
+  std::uint64_t positions = 0;
+  for (const Row& row : rows_) positions += row.position + 1;
+  return 2 * positions * shape_.kv_size() * sizeof(float);
+}
+
+}  // namespace harvest::moe_server

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "moe_server/command_line.hpp"
+#include "moe_server/world.hpp"
+
+/// One run, or a campaign of them, and what is printed.
+namespace harvest::moe_server {
+namespace {
+
+constexpr double kMiB = 1 << 20;
+
+/// One line on a terminal; nothing where there is none.
+class Progress {
+ public:
+  ~Progress() { clear(); }
+  void show(const std::string& line) {
+    if (!terminal_) return;
+    fmt::print(stderr, "\r{:<60}", line);
+    shown_ = true;
+  }
+  void clear() {
+    if (shown_) fmt::print(stderr, "\r{:<60}\r", "");
+    shown_ = false;
+  }
+
+ private:
+  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
+  bool shown_ = false;
+};
+
+ProgressReport report_to(Progress& progress, const std::string& what, const std::vector<Request>& requests) {
+  std::uint64_t all = 0;
+  for (const Request& request : requests) all += request.new_tokens;
+  return [&progress, what, all, last = all](std::uint64_t tokens) mutable {
+    if (tokens != last) progress.show(fmt::format("{}: {} of {} new tokens", what, tokens, all));
+    last = tokens;
+  };
+}
+
+struct Verdict {
+  Outcome outcome;
+  std::string wrong;    ///< empty if nothing is
+  std::string refused;  ///< why there was no run; empty if there was
+};
+
+Verdict run(const Options& options, bool verify, const std::string& name, Progress& progress) {
+  const Model model(options.shape, options.seed);
+  const auto requests = draw_requests(options);
+  const auto world = World::create(options, model);
+  if (!world) return {.outcome = {}, .wrong = {}, .refused = world.error().message};
+  auto outcome = (*world)->serve(requests, report_to(progress, name, requests));
+  if (!outcome) return {.outcome = {}, .wrong = outcome.error().message, .refused = {}};
+  std::string wrong;
+  if (verify) {
+    const auto report = report_to(progress, name + ", all experts resident", requests);
+    wrong = compare(outcome->answers, serve_alone(options, model, requests, report));
+  }
+  if (wrong.empty() && outcome->owners.refused > 0)
+    wrong = fmt::format("{} times an owner was told that its memory was back, and could not have it",
+                        outcome->owners.refused);
+  return {.outcome = std::move(*outcome), .wrong = std::move(wrong), .refused = {}};
+}
+
+void print_tiers(const Outcome& outcome) {
+  for (const moe::Phase phase : {moe::Phase::decode, moe::Phase::prefill}) {
+    std::uint64_t all = 0;
+    for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) all += outcome.experts.experts(phase, tier);
+    const auto share = [&](Tier tier) {
+      return all == 0 ? 0.0
+                      : 100.0 * static_cast<double>(outcome.experts.experts(phase, tier)) /
+                            static_cast<double>(all);
+    };
+    fmt::print(
+        "  experts for {:<8} {:>8}: {:.1f} % were local, {:.1f} % came from peers, {:.1f} % from host\n",
+        moe::to_string(phase), all, share(Tier::local), share(Tier::peer), share(Tier::host));
+  }
+}
+
+void print(const Options& options, const Model& model, const Outcome& outcome) {
+  const ServerStats& server = outcome.server;
+  const moe::ExpertCacheStats& experts = outcome.experts;
+  const double seconds = static_cast<double>(outcome.duration_ns) / 1e9;
+  fmt::print("{} requests on {} (simulated), {} layers of {} experts, {:.0f} MiB; {} slots, {:.0f} MiB\n",
+             options.requests, options.system, options.shape.layers, options.shape.experts,
+             static_cast<double>(model.all_expert_bytes()) / kMiB, experts.slots,
+             static_cast<double>(experts.slots * model.expert_bytes()) / kMiB);
+  fmt::print("  {} prompt and {} new tokens in {} steps, {} of them mixed, {} done again\n",
+             server.prompt_tokens, server.new_tokens, server.steps, server.mixed_steps, server.redone);
+  fmt::print("  {:.0f} new tokens/s, simulated ({:.1f} ms of virtual time)\n",
+             static_cast<double>(server.new_tokens) / seconds, seconds * 1e3);
+  print_tiers(outcome);
+  fmt::print("  guesses: {} experts were fetched ahead, {} of them needed\n", experts.guesses,
+             experts.guesses_used);
+  if (options.bursty_owners)
+    fmt::print("  owners: {} reclaims gave {:.1f} MiB back, {} late in part; {} bursts without a word\n",
+               outcome.owners.reclaims, static_cast<double>(outcome.owners.returned_bytes) / kMiB,
+               outcome.owners.late, outcome.owners.bursts);
+  if (options.fault_rate > 0)
+    fmt::print("  faults: {} batches of copies failed or were refused; {} steps were not confirmed\n",
+               outcome.copies_failed, server.unconfirmed);
+}
+
+Exit run_once(const CommandLine& command_line) {
+  Progress progress;
+  const Options& options = command_line.options();
+  const Verdict verdict = run(options, command_line.verify(), "serving", progress);
+  progress.clear();
+  if (!verdict.refused.empty()) return refuse(verdict.refused);
+  if (!verdict.wrong.empty()) {
+    fmt::print(stderr, "moe_server: WRONG: {}\n", verdict.wrong);
+    return kWrong;
+  }
+  print(options, Model(options.shape, options.seed), verdict.outcome);
+  if (command_line.verify())
+    fmt::print("verified: every token and every score is the same as with all experts resident\n");
+  return kOk;
+}
+
+Exit run_campaign(const CommandLine& command_line) {
+  // Harvest warns of each peer that leaves service, and here they all do.
+  spdlog::register_logger(std::make_shared<spdlog::logger>("harvest"));
+  Progress progress;
+  std::uint64_t tokens = 0, redone = 0, reclaims = 0, late = 0, from_peers = 0, failed = 0;
+  for (std::uint64_t i = 0; i < command_line.seeds(); ++i) {
+    const std::uint64_t seed = command_line.options().seed + i;
+    const Verdict verdict =
+        run(command_line.draw(seed), command_line.verify(),
+            fmt::format("seed {} ({} of {})", seed, i + 1, command_line.seeds()), progress);
+    if (!verdict.refused.empty() || !verdict.wrong.empty()) progress.clear();
+    if (!verdict.refused.empty()) return refuse(verdict.refused);
+    if (!verdict.wrong.empty()) {
+      fmt::print("FAILED with seed {}: {}\nagain: {}\n", seed, verdict.wrong, command_line.again(seed));
+      return kWrong;
+    }
+    const Outcome& outcome = verdict.outcome;
+    tokens += outcome.server.new_tokens;
+    redone += outcome.server.redone;
+    reclaims += outcome.owners.reclaims;
+    late += outcome.owners.late;
+    failed += outcome.copies_failed;
+    for (const moe::Phase phase : {moe::Phase::decode, moe::Phase::prefill})
+      from_peers += outcome.experts.experts(phase, Tier::peer);
+  }
+  progress.clear();
+  fmt::print(
+      "{} seeds, {} new tokens{}: {} experts came from peers, {} reclaims ({} late in part), {} copies\n"
+      "failed or were refused, {} steps were done again\n",
+      command_line.seeds(), tokens,
+      command_line.verify() ? ", each the same as with all experts resident" : "", from_peers, reclaims, late,
+      failed, redone);
+  return kOk;
+}
+
+}  // namespace
+}  // namespace harvest::moe_server
+
+int main(int argc, char** argv) {
+  using namespace harvest::moe_server;
+  CommandLine command_line(argc, argv);
+  if (const auto exit = command_line.parse()) return *exit;
+  return command_line.is_campaign() ? run_campaign(command_line) : run_once(command_line);
+}

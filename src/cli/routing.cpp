@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <harvest/moe/routing.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/arguments.hpp"
+#include "cli/command.hpp"
+#include "cli/output.hpp"
+#include "cli/routing_summary.hpp"
+
+/// `harvest routing`: recordings of which experts a model picks, made up or read, and what they are like.
+namespace harvest::cli {
+namespace {
+
+constexpr const char* kTeaching =
+    "Makes up which experts a model's routers pick, as a seeded generator that was fitted to published\n"
+    "figures does, or reads a recording. Shows how often a token needs what the one before it needed, how\n"
+    "well a layer tells the next, and what a cache for each layer would hit; or writes a recording.\n"
+    "\n"
+    "Example:\n"
+    "  harvest routing --model qwen3-30b-a3b --batch 1 --steps 192\n"
+    "  harvest routing --model mixtral-8x7b --batch 8 --steps 500 --write mixtral.jsonl.gz\n"
+    "  harvest routing --model mixtral-8x7b --routing mixtral.jsonl.gz";
+
+struct Options {
+  std::string model;
+  std::string routing;
+  std::uint64_t seed = 1;
+  std::uint64_t steps = 192;
+  std::uint64_t batch = 1;
+  std::vector<std::uint64_t> prompt_tokens{64, 512};
+  std::vector<std::uint64_t> output_tokens{64, 512};
+  std::string write;
+  bool summary = false;
+  bool json = false;
+};
+
+Result<moe::RoutingModel> model_of(const Options& options) {
+  auto model = moe::find_routing_model(options.model);
+  if (!model) return fail(model.error().code, fmt::format("--model: {}", model.error().message));
+  return model;
+}
+
+Result<moe::TokenRange> range_of(std::string_view option, const std::vector<std::uint64_t>& counts) {
+  if (counts.size() > 2)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("{}: {} numbers; write one, or the least and the most", option, counts.size()));
+  if (counts.front() > counts.back())
+    return fail(ErrorCode::invalid_argument, fmt::format("{}: the least, {}, is more than the most, {}",
+                                                         option, counts.front(), counts.back()));
+  return moe::TokenRange{static_cast<std::uint32_t>(counts.front()),
+                         static_cast<std::uint32_t>(counts.back())};
+}
+
+/// Until there are as many decode steps as were asked for.
+Result<moe::RoutingTrace> generate(const Options& options, const moe::RoutingModel& model) {
+  const auto prompt_tokens = range_of("--prompt-tokens", options.prompt_tokens);
+  if (!prompt_tokens) return tl::unexpected(prompt_tokens.error());
+  const auto output_tokens = range_of("--output-tokens", options.output_tokens);
+  if (!output_tokens) return tl::unexpected(output_tokens.error());
+  auto generator = moe::RoutingGenerator::create(
+      model, {static_cast<std::uint32_t>(options.batch), *prompt_tokens, *output_tokens, options.seed});
+  if (!generator) return tl::unexpected(generator.error());
+  Progress progress("steps", options.steps);
+  moe::RoutingTrace trace(model.shape);
+  for (std::uint64_t steps = 0; steps < options.steps;) {
+    const moe::RoutingStep step = generator->next();
+    if (const Status added = trace.add(step); !added) return tl::unexpected(added.error());
+    if (step.phase() == moe::Phase::decode) progress.at(++steps);
+  }
+  return trace;
+}
+
+Json to_json(const OverLayers& figures) {
+  return {{"mean", figures.mean}, {"min", figures.least}, {"max", figures.most}};
+}
+
+Json to_json(const Options& options, const moe::RoutingModel& model, const RoutingSummary& summary) {
+  Json json{{"model", model.name},
+            {"layers", model.shape.layers},
+            {"experts", model.shape.experts},
+            {"top_k", model.shape.top_k},
+            {"routing", options.routing},
+            {"sequences", summary.sequences},
+            {"prefill_steps", summary.prefill_steps},
+            {"decode_steps", summary.decode_steps},
+            {"decode_tokens", summary.decode_tokens},
+            {"prefill_experts", summary.prefill_experts},
+            {"distinct_experts", summary.distinct_experts},
+            {"overlap", to_json(summary.overlap)},
+            {"next_layer", to_json(summary.next_layer)},
+            {"skew", to_json(summary.skew)}};
+  if (options.routing.empty()) json["seed"] = options.seed;
+  json["hit_ratios"] = Json::array();
+  for (const HitCurve& curve : summary.curves)
+    for (std::size_t i = 0; i < curve.hit_ratios.size(); ++i)
+      json["hit_ratios"].push_back({{"policy", curve.policy},
+                                    {"capacity_experts", summary.capacities[i]},
+                                    {"hit_ratio", curve.hit_ratios[i]}});
+  json["whole_steps"] = Json::array();
+  for (const HitCurve& curve : summary.whole_steps)
+    json["whole_steps"].push_back({{"policy", curve.policy},
+                                   {"resident_percent", kResidentPercent},
+                                   {"miss_ratio", 1 - curve.hit_ratios.front()}});
+  return json;
+}
+
+void print_ratios(const moe::RoutingShape& shape, const RoutingSummary& summary) {
+  Table table({"of a token's experts", "mean", "least layer", "most", "chance"});
+  const auto row = [&](const char* what, const OverLayers& figures, double chance) {
+    table.add({what, fmt::format("{:.3f}", figures.mean), fmt::format("{:.3f}", figures.least),
+               fmt::format("{:.3f}", figures.most), fmt::format("{:.3f}", chance)});
+  };
+  const double experts = shape.experts;
+  row("needed by the token before it too", summary.overlap, shape.top_k / experts);
+  row("first one, told by the layer before", summary.next_layer, 1 / experts);
+  row("among the layer's most used eighth", summary.skew, std::max(1.0, std::floor(experts / 8)) / experts);
+  fmt::print("{}\n", table.text());
+}
+
+void print_hits(const RoutingSummary& summary) {
+  fmt::print("Hit ratio of a cache for each layer, empty at the beginning, by experts that fit\n\n");
+  std::vector<std::string> header{"policy"};
+  for (const std::uint64_t capacity : summary.capacities) header.push_back(format_count(capacity));
+  Table table(std::move(header));
+  for (const HitCurve& curve : summary.curves) {
+    std::vector<std::string> cells{curve.policy};
+    for (const double hits : curve.hit_ratios) cells.push_back(fmt::format("{:.3f}", hits));
+    table.add(std::move(cells));
+  }
+  fmt::print("{}\nMisses with room for {} % of a layer, where nothing goes for what the same step needs\n\n",
+             table.text(), kResidentPercent);
+  Table steps({"policy", "miss ratio"});
+  for (const HitCurve& curve : summary.whole_steps)
+    steps.add({curve.policy, fmt::format("{:.3f}", 1 - curve.hit_ratios.front())});
+  fmt::print("{}", steps.text());
+}
+
+void print_summary(const Options& options, const moe::RoutingModel& model, const RoutingSummary& summary) {
+  const std::string source =
+      options.routing.empty() ? fmt::format("MADE UP, seed {}", options.seed) : options.routing;
+  fmt::print("Routing of {}: {} layers of {} experts, top {} ({})\n", model.name, model.shape.layers,
+             model.shape.experts, model.shape.top_k, source);
+  fmt::print("{} sequences, {} prefill steps, {} decode steps of {} tokens\n",
+             format_count(summary.sequences), format_count(summary.prefill_steps),
+             format_count(summary.decode_steps), format_count(summary.decode_tokens));
+  fmt::print("A layer needs {:.1f} experts in a decode step, {:.1f} in a prefill step\n\n",
+             summary.distinct_experts, summary.prefill_experts);
+  print_ratios(model.shape, summary);
+  print_hits(summary);
+}
+
+Exit run(const Options& options) {
+  const auto model = model_of(options);
+  if (!model) return complain(Exit::bad_input, "routing", model.error().message);
+  auto trace =
+      options.routing.empty() ? generate(options, *model) : moe::read_routing(options.routing, model->shape);
+  if (!trace)
+    return complain(Exit::bad_input, "routing",
+                    options.routing.empty() ? trace.error().message
+                                            : fmt::format("--routing: {}", trace.error().message));
+  if (!options.write.empty()) {
+    if (const Status written = moe::write_routing(options.write, *trace); !written)
+      return complain(Exit::bad_input, "routing", fmt::format("--write: {}", written.error().message));
+    if (!options.summary) return Exit::ok;
+  }
+  Progress progress("replays", kReplays);
+  const auto summary = summarize(*trace, progress);
+  if (!summary) return complain(Exit::failed, "routing", summary.error().message);
+  if (options.json)
+    print_json(to_json(options, *model, *summary));
+  else
+    print_summary(options, *model, *summary);
+  return Exit::ok;
+}
+
+}  // namespace
+
+void add_routing(CLI::App& app, Action& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("routing", "Show, make up or record which experts a model's routers pick");
+  command->footer(kTeaching);
+  std::string names;
+  for (const moe::RoutingModel& model : moe::routing_models())
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", model.name);
+  add_name(*command, "--model", options->model, "Whose routers: " + names)->required();
+  constexpr CountRange kTokens{1, 1U << 20U};
+  auto* file = add_name(*command, "--routing", options->routing, "Read this recording, gzipped or not")
+                   ->type_name("FILE");
+  add_count(*command, "--seed", options->seed, {0, UINT32_MAX}, "Of what is made up")->excludes(file);
+  add_count(*command, "--steps", options->steps, {1, 1'000'000}, "Decode steps to make up")->excludes(file);
+  add_count(*command, "--batch", options->batch, {1, 4096}, "Sequences at a time")->excludes(file);
+  add_counts(*command, "--prompt-tokens", options->prompt_tokens, kTokens,
+             "Length of prompts, or the least and the most")
+      ->type_name("N[,N]")
+      ->excludes(file);
+  add_counts(*command, "--output-tokens", options->output_tokens, kTokens,
+             "Length of answers, or the least and the most")
+      ->type_name("N[,N]")
+      ->excludes(file);
+  add_name(*command, "--write", options->write, "Write a recording, gzipped if the name ends in .gz")
+      ->type_name("FILE");
+  command->add_flag("--summary", options->summary, "With --write: show what it is like too")
+      ->disable_flag_override();
+  add_json(*command, options->json);
+  command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
+}
+
+}  // namespace harvest::cli
