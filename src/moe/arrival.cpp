@@ -261,11 +261,11 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
 /// expected.
 Status ExpertCache::Impl::bring_all(Step& step) {
   const auto coming = std::span(step.entries).subspan(step.here, step.waiting - step.here);
-  const auto is_under_way = [&](const Entry& entry) {
+  const auto is_under_way = [&](const Entry& entry) HARVEST_REQUIRES(mutex_) {
     const Slot& slot = slots_.at(entry.slot);
     return !slot.broken && slot.pieces > 0;
   };
-  const auto host_ns = [&](const Entry& entry) {
+  const auto host_ns = [&](const Entry& entry) HARVEST_REQUIRES(mutex_) {
     TimeNs ns = 0;
     for (const Piece& piece :
          pieces_of(experts_[entry.expert]).subspan(is_under_way(entry) ? slots_.at(entry.slot).pieces : 0))
@@ -291,7 +291,8 @@ Status ExpertCache::Impl::bring_all(Step& step) {
     if (Status status = bring(entry.slot, pieces, Why::demand); !status) return status;
   }
   std::stable_sort(coming.begin(), coming.end(),
-                   [&](const Entry& a, const Entry& b) { return ready_ns_[a.slot] < ready_ns_[b.slot]; });
+                   [&](const Entry& a, const Entry& b)
+                       HARVEST_REQUIRES(mutex_) { return ready_ns_[a.slot] < ready_ns_[b.slot]; });
   return {};
 }
 

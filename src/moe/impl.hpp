@@ -131,6 +131,11 @@ class ExpertCache::Impl {
     bool reads = false;         ///< there is such work, and it may run now
     std::uint32_t use = kNone;  ///< none: the driver had no event for it
   };
+  struct Heat {
+    std::uint32_t expert = 0;
+    bool here = false;
+    double frequency = 0;
+  };
   /// An expert to ask onto peers.
   struct Move {
     std::uint32_t expert = 0;
@@ -174,7 +179,7 @@ class ExpertCache::Impl {
   // --- arrival.cpp
   void settle() HARVEST_REQUIRES(mutex_);
   [[nodiscard]] bool is_here(const Slot& slot) const HARVEST_REQUIRES(mutex_);
-  [[nodiscard]] bool is_on_peers(const Piece& piece) const HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] bool is_on_peers(const Piece& piece) const;
   void vacate(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
   void occupy(std::uint32_t slot, std::uint32_t expert, double value) HARVEST_REQUIRES(mutex_);
   Status bring_all(Step& step) HARVEST_REQUIRES(mutex_);
@@ -202,8 +207,9 @@ class ExpertCache::Impl {
 
   // --- rebalance.cpp
   bool look_at_peers() HARVEST_REQUIRES(mutex_);
-  void sort_by_heat(MutexLock& lock) HARVEST_REQUIRES(mutex_);
-  void rebalance(MutexLock& lock) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] std::vector<Heat> heats() const HARVEST_REQUIRES(mutex_);
+  static void sort_by_heat(std::vector<Heat>& heats);
+  [[nodiscard]] bool may_move() HARVEST_REQUIRES(mutex_);
   [[nodiscard]] std::uint64_t room_on_peers() const HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] std::vector<Move> choose_moves(std::uint64_t room_bytes) HARVEST_REQUIRES(mutex_);
 

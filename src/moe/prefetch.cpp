@@ -107,7 +107,7 @@ void ExpertCache::Impl::adapt_windows() {
 
 /// The wire that can carry a piece of a guess before the next step is expected, if any.
 std::optional<Wire> ExpertCache::Impl::wire_for_guess(const Piece& piece) const {
-  const auto has_time = [&](Wire wire) {
+  const auto has_time = [&](Wire wire) HARVEST_REQUIRES(mutex_) {
     const auto number = static_cast<std::size_t>(wire);
     const double window =
         config_.prefetch_window_ns > 0 ? static_cast<double>(config_.prefetch_window_ns) : window_ns_[number];

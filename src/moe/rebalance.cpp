@@ -33,25 +33,21 @@ bool ExpertCache::Impl::look_at_peers() {
   return false;
 }
 
-/// Milliseconds for a large model, so not under the lock.
-void ExpertCache::Impl::sort_by_heat(MutexLock& lock) {
-  struct Heat {
-    std::uint32_t expert = 0;
-    bool here = false;
-    double frequency = 0;
-  };
+std::vector<ExpertCache::Impl::Heat> ExpertCache::Impl::heats() const {
   std::vector<Heat> heats;
   heats.reserve(experts_.size());
   for (std::uint32_t i = 0; i < experts_.size(); ++i)
     heats.push_back({i, experts_[i].slot != kNone, frequency_of(experts_[i])});
-  lock.unlock();
+  return heats;
+}
+
+/// Milliseconds for a large model, so not under the lock.
+void ExpertCache::Impl::sort_by_heat(std::vector<Heat>& heats) {
   std::sort(heats.begin(), heats.end(), [](const Heat& a, const Heat& b) {
     return a.here != b.here             ? b.here
            : a.frequency != b.frequency ? a.frequency > b.frequency
                                         : a.expert < b.expert;
   });
-  lock.lock();
-  for (std::size_t i = 0; i < heats.size(); ++i) by_heat_[i] = heats[i].expert;
 }
 
 std::uint64_t ExpertCache::Impl::room_on_peers() const {
@@ -66,8 +62,9 @@ std::uint64_t ExpertCache::Impl::room_on_peers() const {
 std::vector<ExpertCache::Impl::Move> ExpertCache::Impl::choose_moves(std::uint64_t room_bytes) {
   std::vector<Move> moves;
   auto allowance_bytes = static_cast<std::uint64_t>(allowance_bytes_);
-  const auto coldest = std::find_if(by_heat_.rbegin(), by_heat_.rend(),
-                                    [&](std::uint32_t number) { return experts_[number].on_peers; });
+  const auto coldest =
+      std::find_if(by_heat_.rbegin(), by_heat_.rend(),
+                   [&](std::uint32_t number) HARVEST_REQUIRES(mutex_) { return experts_[number].on_peers; });
   const double coldest_heat = coldest == by_heat_.rend() ? 0 : frequency_of(experts_[*coldest]);
   for (const std::uint32_t number : by_heat_) {
     const Expert& expert = experts_[number];
@@ -84,40 +81,48 @@ std::vector<ExpertCache::Impl::Move> ExpertCache::Impl::choose_moves(std::uint64
   return moves;
 }
 
-/// The PeerCache may map memory when it is asked, which takes a driver milliseconds: not under the lock.
-void ExpertCache::Impl::rebalance(MutexLock& lock) {
+/// Whether the cap on bytes moved lets an expert move now.
+bool ExpertCache::Impl::may_move() {
   const TimeNs now = backend_.now_ns();
   const auto rate = static_cast<double>(config_.rebalance_bytes_per_s);
   const double most = std::max(rate * kBurstNs / 1e9, static_cast<double>(slot_bytes_));
   allowance_bytes_ =
       std::min(most, allowance_bytes_ + static_cast<double>(now - allowance_at_ns_) * rate / 1e9);
   allowance_at_ns_ = now;
-  if (rate <= 0 || allowance_bytes_ < static_cast<double>(slot_bytes_)) return;
-
-  lock.unlock();
-  const std::uint64_t room_bytes = room_on_peers();
-  lock.lock();
-  const std::vector<Move> moves = choose_moves(room_bytes);
-  lock.unlock();
-  std::size_t done = 0;
-  while (done < moves.size() && cache_.prefetch(moves[done].keys, Tier::peer) == moves[done].keys.size())
-    ++done;
-  lock.lock();
-  for (const Move& move : std::span(moves).first(done)) {
-    experts_[move.expert].on_peers = true;  // until it is looked at again
-    allowance_bytes_ -= static_cast<double>(slot_bytes_);
-    stats_.rebalanced_bytes += slot_bytes_;
-  }
+  return rate > 0 && allowance_bytes_ >= static_cast<double>(slot_bytes_);
 }
 
+/// What takes long is done without the lock: sorting, and what waits for the PeerCache, which may map memory
+/// when it is asked for copies.
 void ExpertCache::Impl::poll() {
   MutexLock lock(mutex_);
   settle();
   pump();
   if (polling_) return;
   polling_ = true;
-  if (look_at_peers()) sort_by_heat(lock);
-  rebalance(lock);
+  if (look_at_peers()) {
+    std::vector<Heat> all = heats();
+    lock.unlock();
+    sort_by_heat(all);
+    lock.lock();
+    for (std::size_t i = 0; i < all.size(); ++i) by_heat_[i] = all[i].expert;
+  }
+  if (may_move()) {
+    lock.unlock();
+    const std::uint64_t room_bytes = room_on_peers();
+    lock.lock();
+    const std::vector<Move> moves = choose_moves(room_bytes);
+    lock.unlock();
+    std::size_t done = 0;
+    while (done < moves.size() && cache_.prefetch(moves[done].keys, Tier::peer) == moves[done].keys.size())
+      ++done;
+    lock.lock();
+    for (const Move& move : std::span(moves).first(done)) {
+      experts_[move.expert].on_peers = true;  // until it is looked at again
+      allowance_bytes_ -= static_cast<double>(slot_bytes_);
+      stats_.rebalanced_bytes += slot_bytes_;
+    }
+  }
   polling_ = false;
 }
 
