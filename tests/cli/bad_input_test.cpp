@@ -19,9 +19,15 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr const char* kTables[] = {
-    "`harvest`",      "`harvest topo`",  "`harvest policy`",      "`harvest replay`",
-    "`harvest demo`", "`harvest bench`", "`harvest bench owner`", "`harvest bench calibrate`"};
+constexpr const char* kTables[] = {"`harvest`",
+                                   "`harvest topo`",
+                                   "`harvest policy`",
+                                   "`harvest replay`",
+                                   "`harvest demo`",
+                                   "`harvest bench`",
+                                   "`harvest bench owner`",
+                                   "`harvest bench moe`",
+                                   "`harvest bench calibrate`"};
 /// Those that measure a machine.
 const std::vector<std::string> kBenchmarks{"link", "fetch", "reclaim", "memory", "lookup"};
 
@@ -133,7 +139,8 @@ std::set<std::string> options_of(const std::string& command) {
 }
 
 TEST(BadInputTables, NameEveryOption) {
-  std::vector<std::string> commands{"topo", "policy", "replay", "demo", "bench owner", "bench calibrate"};
+  std::vector<std::string> commands{"topo",        "policy",    "replay",         "demo",
+                                    "bench owner", "bench moe", "bench calibrate"};
   for (const std::string& name : kBenchmarks) commands.push_back("bench " + name);
   std::vector<std::string> lines;
   for (const char* table : kTables)
