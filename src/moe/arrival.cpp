@@ -277,7 +277,7 @@ Status ExpertCache::Impl::bring_all(Step& step) {
   for (const Entry& entry : coming) {
     const TimeNs ns = host_ns(entry);
     reserved_host_ns_ += ns;
-    order_.push_back({is_under_way(entry) ? -1 : ns, entry});
+    order_.emplace_back(is_under_way(entry) ? -1 : ns, entry);
   }
   std::stable_sort(order_.begin(), order_.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });

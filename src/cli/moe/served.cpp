@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <unordered_map>
 
@@ -24,7 +25,7 @@ class Server {
     if (!backend) return tl::unexpected(backend.error());
     auto stream = (*backend)->create_stream(0);
     if (!stream) return tl::unexpected(stream.error());
-    auto server = std::unique_ptr<Server>(new Server);
+    auto server = std::make_unique<Server>();
     server->backend = std::move(*backend);
     server->stream = *stream;
     return server;
@@ -178,7 +179,7 @@ class CachedServer {
     const std::uint64_t slot = (run_.shape.expert_bytes() + 255) / 256 * 256;
     const auto experts = static_cast<double>(run_.shape.layers) * run_.shape.experts;
     // Something must be there to compute from: two experts, one in use and one that comes.
-    const auto slots = static_cast<std::uint64_t>(run_.local_fraction * experts + 0.5);
+    const auto slots = static_cast<std::uint64_t>(std::llround(run_.local_fraction * experts));
     return std::max<std::uint64_t>(slots, std::min<std::uint64_t>(kStagingSlots, run_.shape.experts)) * slot;
   }
 
@@ -246,7 +247,7 @@ class StaticServer {
     if (!host) return tl::unexpected(host.error());
     host_ = *host;
     // All peers' memory but the reserve that a cache would keep, in order.
-    const auto local = static_cast<std::uint64_t>(run_.local_fraction * run_.shape.experts + 0.5);
+    const auto local = static_cast<std::uint64_t>(std::llround(run_.local_fraction * run_.shape.experts));
     local_ = local;
     for (const MachineDevice& device : run_.machine.devices) {
       if (device.info.id <= 0 || run_.machine.find_link(device.info.id, 0) == nullptr) continue;
