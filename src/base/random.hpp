@@ -18,12 +18,14 @@ class Random {
     return z ^ (z >> 31U);
   }
 
+  std::uint32_t next_bits() { return static_cast<std::uint32_t>(next() >> 32U); }
+
   /// In [0, 1).
   double next_unit() { return static_cast<double>(next() >> 11U) * 0x1.0p-53; }
 
   /// In [0, `end`), as even as 32 bits are. Requires: `end` > 0.
   std::uint32_t next_below(std::uint32_t end) {
-    return static_cast<std::uint32_t>(((next() >> 32U) * end) >> 32U);
+    return static_cast<std::uint32_t>((std::uint64_t{next_bits()} * end) >> 32U);
   }
 
  private:

@@ -97,17 +97,18 @@ Json to_json(const Options& options, const moe::RoutingModel& model, const Routi
             {"next_layer", to_json(summary.next_layer)},
             {"skew", to_json(summary.skew)}};
   if (options.routing.empty()) json["seed"] = options.seed;
-  json["hit_ratios"] = Json::array();
-  for (const HitCurve& curve : summary.curves)
-    for (std::size_t i = 0; i < curve.hit_ratios.size(); ++i)
-      json["hit_ratios"].push_back({{"policy", curve.policy},
-                                    {"capacity_experts", summary.capacities[i]},
-                                    {"hit_ratio", curve.hit_ratios[i]}});
-  json["whole_steps"] = Json::array();
-  for (const HitCurve& curve : summary.whole_steps)
-    json["whole_steps"].push_back({{"policy", curve.policy},
-                                   {"resident_percent", kResidentPercent},
-                                   {"miss_ratio", 1 - curve.hit_ratios.front()}});
+  json["resident_experts"] = summary.resident;
+  json["policies"] = Json::array();
+  for (const PolicyFigures& figures : summary.policies) {
+    Json policy{{"policy", figures.policy},
+                {"miss_ratio", figures.miss_ratio},
+                {"miss_ratio_one_by_one", figures.miss_ratio_one_by_one}};
+    policy["hit_ratios"] = Json::array();
+    for (std::size_t i = 0; i < summary.capacities.size(); ++i)
+      policy["hit_ratios"].push_back(
+          {{"capacity_experts", summary.capacities[i]}, {"hit_ratio", figures.hit_ratios[i]}});
+    json["policies"].push_back(std::move(policy));
+  }
   return json;
 }
 
@@ -128,18 +129,19 @@ void print_hits(const RoutingSummary& summary) {
   fmt::print("Hit ratio of a cache for each layer, empty at the beginning, by experts that fit\n\n");
   std::vector<std::string> header{"policy"};
   for (const std::uint64_t capacity : summary.capacities) header.push_back(format_count(capacity));
-  Table table(std::move(header));
-  for (const HitCurve& curve : summary.curves) {
-    std::vector<std::string> cells{curve.policy};
-    for (const double hits : curve.hit_ratios) cells.push_back(fmt::format("{:.3f}", hits));
-    table.add(std::move(cells));
+  Table hits(std::move(header));
+  Table misses({"policy", "whole steps", "one by one"});
+  for (const PolicyFigures& figures : summary.policies) {
+    std::vector<std::string> cells{figures.policy};
+    for (const double ratio : figures.hit_ratios) cells.push_back(fmt::format("{:.3f}", ratio));
+    hits.add(std::move(cells));
+    misses.add({figures.policy, fmt::format("{:.3f}", figures.miss_ratio),
+                fmt::format("{:.3f}", figures.miss_ratio_one_by_one)});
   }
-  fmt::print("{}\nMisses with room for {} % of a layer, where nothing goes for what the same step needs\n\n",
-             table.text(), kResidentPercent);
-  Table steps({"policy", "miss ratio"});
-  for (const HitCurve& curve : summary.whole_steps)
-    steps.add({curve.policy, fmt::format("{:.3f}", 1 - curve.hit_ratios.front())});
-  fmt::print("{}", steps.text());
+  fmt::print(
+      "{}\nMiss ratio with room for {} of them, {} %, if nothing goes for what its own step needs,\n"
+      "and if experts come one by one\n\n{}",
+      hits.text(), summary.resident, kResidentPercent, misses.text());
 }
 
 void print_summary(const Options& options, const moe::RoutingModel& model, const RoutingSummary& summary) {
@@ -170,8 +172,7 @@ Exit run(const Options& options) {
       return complain(Exit::bad_input, "routing", fmt::format("--write: {}", written.error().message));
     if (!options.summary) return Exit::ok;
   }
-  Progress progress("replays", kReplays);
-  const auto summary = summarize(*trace, progress);
+  const auto summary = summarize(*trace);
   if (!summary) return complain(Exit::failed, "routing", summary.error().message);
   if (options.json)
     print_json(to_json(options, *model, *summary));

@@ -64,18 +64,12 @@ PolicyRun run_belady(const LayerAccesses& accesses, std::uint64_t capacity) {
 
 LayerAccesses layer_accesses(const moe::RoutingTrace& trace, std::uint32_t layer) {
   LayerAccesses accesses;
-  std::vector<std::size_t> last_use(trace.shape().experts, 0);  // 0: never
   std::vector<std::uint32_t> needed;
   for (std::size_t i = 0; i < trace.size(); ++i) {
     const moe::RoutingStep step = trace.step(i);
     if (step.phase() != moe::Phase::decode) continue;
     step.distinct_experts(layer, needed);
-    std::stable_sort(needed.begin(), needed.end(),
-                     [&](std::uint32_t a, std::uint32_t b) { return last_use[a] > last_use[b]; });
-    for (const std::uint32_t expert : needed) {
-      accesses.experts.emplace_back(expert);
-      last_use[expert] = accesses.experts.size();
-    }
+    for (const std::uint32_t expert : needed) accesses.experts.emplace_back(expert);
     accesses.ends.push_back(accesses.experts.size());
   }
   return accesses;

@@ -14,9 +14,7 @@
 /// What caches of experts would hit on a recording.
 namespace harvest::cli {
 
-/// The experts that one layer needs, step after step: in a step each once, and those used last come first.
-/// So nothing that a step has is pushed out by what it lacks, before it is used: one access after another,
-/// LRU hits just what was there when the step began.
+/// The experts that one layer needs, step after step: in a step each once, ascending.
 struct LayerAccesses {
   std::vector<Key> experts;
   std::vector<std::size_t> ends;  ///< of each step in `experts`

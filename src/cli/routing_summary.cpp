@@ -11,8 +11,7 @@
 namespace harvest::cli {
 namespace {
 
-constexpr std::array kPolicies{"lru", "lfu", "belady"};
-constexpr std::array kStepPolicies{"lfru", "lfu", "lru", "belady"};
+constexpr std::array kPolicies{"lru", "lfu", "lfru", "belady"};
 
 double ratio(double part, double whole) {
   return whole == 0 ? 0 : part / whole;
@@ -131,9 +130,9 @@ std::vector<std::uint64_t> capacities_of(std::uint32_t experts) {
   return {capacities.begin(), capacities.end()};
 }
 
-/// The runs of one policy with one capacity, in all layers.
+/// A policy with one capacity, in the caches of all layers.
 template <typename Simulate>
-Status run_layers(const std::vector<LayerAccesses>& layers, double& hit_ratio, Simulate simulate) {
+Result<double> hit_ratio(const std::vector<LayerAccesses>& layers, Simulate simulate) {
   PolicyRun sum;
   for (const LayerAccesses& layer : layers) {
     const Result<PolicyRun> run = simulate(layer);
@@ -141,50 +140,52 @@ Status run_layers(const std::vector<LayerAccesses>& layers, double& hit_ratio, S
     sum.accesses += run->accesses;
     sum.hits += run->hits;
   }
-  hit_ratio = sum.hit_ratio();
-  return {};
+  return sum.hit_ratio();
 }
 
-Status replay(const moe::RoutingTrace& trace, RoutingSummary& summary, Progress& progress) {
-  std::vector<LayerAccesses> layers;
-  for (std::uint32_t layer = 0; layer < trace.shape().layers; ++layer)
-    layers.push_back(layer_accesses(trace, layer));
-  std::uint64_t done = 0;
-  for (const char* policy : kPolicies) {
-    HitCurve curve{policy, {}};
-    for (const std::uint64_t capacity : summary.capacities) {
-      progress.at(done++);
-      const Status ran = run_layers(layers, curve.hit_ratios.emplace_back(), [&](const LayerAccesses& layer) {
-        return simulate_policy(policy, layer.experts, capacity);
-      });
-      if (!ran) return ran;
-    }
-    summary.curves.push_back(std::move(curve));
+Result<PolicyFigures> replay(std::string_view policy, const std::vector<LayerAccesses>& layers,
+                             const RoutingSummary& summary) {
+  PolicyFigures figures;
+  figures.policy = policy;
+  const auto whole_steps = [&](std::uint64_t capacity) {
+    return hit_ratio(layers,
+                     [&](const LayerAccesses& layer) { return simulate_steps(policy, layer, capacity); });
+  };
+  for (const std::uint64_t capacity : summary.capacities) {
+    const auto hits = whole_steps(capacity);
+    if (!hits) return tl::unexpected(hits.error());
+    figures.hit_ratios.push_back(*hits);
   }
-  const std::uint64_t resident = std::max<std::uint64_t>(1, trace.shape().experts * kResidentPercent / 100);
-  for (const char* policy : kStepPolicies) {
-    progress.at(done++);
-    HitCurve curve{policy, {}};
-    const Status ran = run_layers(layers, curve.hit_ratios.emplace_back(), [&](const LayerAccesses& layer) {
-      return simulate_steps(policy, layer, resident);
-    });
-    if (!ran) return ran;
-    summary.whole_steps.push_back(std::move(curve));
-  }
-  return {};
+  const auto hits = whole_steps(summary.resident);
+  const auto hits_one_by_one = hit_ratio(layers, [&](const LayerAccesses& layer) {
+    return simulate_policy(policy, layer.experts, summary.resident);
+  });
+  if (!hits || !hits_one_by_one) return tl::unexpected(hits ? hits_one_by_one.error() : hits.error());
+  figures.miss_ratio = 1 - *hits;
+  figures.miss_ratio_one_by_one = 1 - *hits_one_by_one;
+  return figures;
 }
 
 }  // namespace
 
-Result<RoutingSummary> summarize(const moe::RoutingTrace& trace, Progress& progress) {
+Result<RoutingSummary> summarize(const moe::RoutingTrace& trace) {
   RoutingSummary summary;
   count(trace, summary);
   summary.overlap = overlap(trace);
   summary.next_layer = next_layer(trace, summary.decode_tokens);
   summary.skew = skew(trace);
   summary.capacities = capacities_of(trace.shape().experts);
-  if (const Status replayed = replay(trace, summary, progress); !replayed)
-    return tl::unexpected(replayed.error());
+  summary.resident = std::max<std::uint64_t>(1, trace.shape().experts * kResidentPercent / 100);
+  std::vector<LayerAccesses> layers;
+  for (std::uint32_t layer = 0; layer < trace.shape().layers; ++layer)
+    layers.push_back(layer_accesses(trace, layer));
+  Progress progress("policies", kPolicies.size());
+  for (const char* policy : kPolicies) {
+    progress.at(summary.policies.size());
+    auto figures = replay(policy, layers, summary);
+    if (!figures) return tl::unexpected(figures.error());
+    summary.policies.push_back(std::move(*figures));
+  }
   return summary;
 }
 

@@ -19,10 +19,12 @@ struct OverLayers {
   double most = 0;
 };
 
-/// The hit ratio of a policy, over the caches of all layers.
-struct HitCurve {
+/// What caches for each layer do with a policy, all layers together; empty at the beginning.
+struct PolicyFigures {
   std::string policy;
-  std::vector<double> hit_ratios;  ///< by capacity
+  std::vector<double> hit_ratios;    ///< of whole steps, by `RoutingSummary::capacities`
+  double miss_ratio = 0;             ///< of whole steps, with room for `RoutingSummary::resident`
+  double miss_ratio_one_by_one = 0;  ///< the same, of one expert after the other
 };
 
 /// What a recording's decode steps are like. Ratios of what there is none of are 0.
@@ -42,19 +44,14 @@ struct RoutingSummary {
   /// Share of picks that go to the eighth of the experts that is picked most.
   OverLayers skew;
 
-  /// With a cache for each layer, empty at the beginning: of experts one after the other.
-  std::vector<std::uint64_t> capacities;  ///< in experts
-  std::vector<HitCurve> curves;
-  /// Of whole steps, by room for `kResidentPercent` of a layer's experts.
-  std::vector<HitCurve> whole_steps;
+  std::vector<std::uint64_t> capacities;  ///< in experts: a sixteenth of a layer to the half of it
+  std::uint64_t resident = 0;             ///< `kResidentPercent` of a layer, in experts
+  std::vector<PolicyFigures> policies;
 };
 
 inline constexpr std::uint64_t kResidentPercent = 40;
 
-/// How far `summarize` tells that it is.
-inline constexpr std::uint64_t kReplays = 16;
-
-/// Cost: about 10 us for each layer and token.
-[[nodiscard]] Result<RoutingSummary> summarize(const moe::RoutingTrace& trace, Progress& progress);
+/// Cost: about 10 us for each layer and token. Errors: of the policies.
+[[nodiscard]] Result<RoutingSummary> summarize(const moe::RoutingTrace& trace);
 
 }  // namespace harvest::cli

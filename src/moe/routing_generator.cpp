@@ -9,21 +9,18 @@
 #include <utility>
 
 #include "base/random.hpp"
+#include "moe/routing_picks.hpp"
 
-/// All arithmetic is of integers: the same on every platform.
-///
-/// Experts are drawn as *slots*: each layer has the model's own order of its experts, so that one slot is
-/// another expert in each layer, and the expert that follows from another is the one of the same slot.
 namespace harvest::moe {
 namespace {
 
 constexpr std::uint32_t kMostBatch = 4096;
 constexpr std::uint32_t kMostTokens = 1U << 20U;
-constexpr std::size_t kMostSlots = 1024;
+constexpr std::uint64_t kMostOfStep = 1ULL << 28U;
 constexpr double kMostSpread = 512;
 constexpr std::uint64_t kModelSeed = 0x4d6f'4520'726f'7574;
-
-using Slot = std::uint16_t;
+/// Of a prompt at once.
+constexpr std::uint32_t kChunkTokens = 16;
 
 // --- what is asked for -----------------------------------------------------------------------------------
 
@@ -33,29 +30,19 @@ Status outside(std::string_view field, const std::string& value, const std::stri
               fmt::format("{} is {}, the limits are {} and {}", field, value, least, most));
 }
 
-Status check_share(std::string_view field, double share) {
-  if (share >= 0 && share <= 1) return {};
-  return outside(field, fmt::format("{}", share), "0", "1");
-}
-
-Status check(const LayerHabits& habits, std::string_view layer) {
-  for (const auto& [name, share] : {std::pair{"linked", habits.linked}, std::pair{"kept", habits.kept},
-                                    std::pair{"linked and kept", habits.linked + habits.kept}})
-    if (Status good = check_share(fmt::format("{} of {}", name, layer), share); !good) return good;
-  if (habits.spread >= 1 && habits.spread <= kMostSpread) return {};
-  return outside(fmt::format("spread of {}", layer), fmt::format("{}", habits.spread), "1",
-                 fmt::format("{}", kMostSpread));
-}
-
 Status check(const RoutingHabits& habits) {
-  for (const auto& [name, layer] :
-       {std::pair{"the first layer", &habits.first}, std::pair{"the second layer", &habits.second},
-        std::pair{"the last layer", &habits.last}})
-    if (Status good = check(*layer, name); !good) return good;
-  for (const auto& [name, share] :
-       {std::pair{"common", habits.common}, std::pair{"subject_drift", habits.subject_drift},
-        std::pair{"popularity_drift", habits.popularity_drift}})
-    if (Status good = check_share(name, share); !good) return good;
+  const auto within = [](std::string_view field, double value, double least, double most) -> Status {
+    if (value >= least && value <= most) return {};
+    return outside(field, fmt::format("{}", value), fmt::format("{}", least), fmt::format("{}", most));
+  };
+  for (const auto& [field, share] : {std::pair{"linked", habits.linked}, std::pair{"common", habits.common},
+                                     std::pair{"subject_drift", habits.subject_drift},
+                                     std::pair{"popularity_drift", habits.popularity_drift}})
+    if (Status good = within(field, share, 0, 1); !good) return good;
+  for (const auto& [field, spread] :
+       {std::pair{"first_spread", habits.first_spread}, std::pair{"second_spread", habits.second_spread},
+        std::pair{"last_spread", habits.last_spread}})
+    if (Status good = within(field, spread, 1, kMostSpread); !good) return good;
   return {};
 }
 
@@ -69,9 +56,13 @@ Status check(const TokenRange& range, std::string_view name) {
               fmt::format("{}.least is {}, more than {}.most, {}", name, range.least, name, range.most));
 }
 
-Status check(const RoutingTraffic& traffic) {
+Status check(const RoutingTraffic& traffic, const RoutingShape& shape) {
   if (traffic.batch < 1 || traffic.batch > kMostBatch)
     return outside("batch", fmt::format("{}", traffic.batch), "1", fmt::format("{}", kMostBatch));
+  const std::uint64_t of_step = std::uint64_t{traffic.batch} * shape.layers * shape.experts;
+  if (of_step > kMostOfStep)
+    return outside("batch x layers x experts", fmt::format("{}", of_step), "1",
+                   fmt::format("{}", kMostOfStep));
   if (Status good = check(traffic.prompt_tokens, "prompt_tokens"); !good) return good;
   return check(traffic.output_tokens, "output_tokens");
 }
@@ -86,91 +77,20 @@ std::int64_t fixed(double value, std::int64_t one) {
   return std::llround(value * static_cast<double>(one));
 }
 
-/// Draws a favourite's rank.
-class RankTable {
- public:
-  /// `spread` in sixteenths.
-  RankTable(std::uint32_t ranks, std::uint64_t spread) {
-    std::vector<std::uint64_t> weights(ranks);
-    for (std::uint64_t r = 0; r < ranks; ++r) {
-      const std::uint64_t x = 16 * r + spread;  // at most 16 * 1,536: the fourth power has 59 bits
-      weights[r] = (1ULL << 63U) / (x * x * x * x);
-    }
-    const std::uint64_t sum = std::accumulate(weights.begin(), weights.end(), std::uint64_t{0}) + 1;
-    std::uint64_t below = 0;
-    for (const std::uint64_t weight : weights) {
-      below += weight;
-      ends_.push_back(quotient_32(below, sum));
-    }
-    ends_.back() = UINT32_MAX;
-    for (std::uint32_t i = 0, rank = 0; i < kStarts; ++i) {
-      while (ends_[rank] < i << kStartShift) ++rank;
-      starts_[i] = static_cast<std::uint16_t>(rank);
-    }
-  }
-
-  [[nodiscard]] std::uint32_t rank(std::uint32_t random) const {
-    std::uint32_t rank = starts_[random >> kStartShift];
-    while (ends_[rank] < random) ++rank;
-    return rank;
-  }
-
-  /// Chance of a rank, of 2^32.
-  [[nodiscard]] std::uint32_t chance(std::uint32_t rank) const {
-    return ends_[rank] - (rank == 0 ? 0 : ends_[rank - 1]);
-  }
-
- private:
-  static constexpr std::uint32_t kStarts = 256;
-  static constexpr std::uint32_t kStartShift = 24;
-
-  /// `part` / `whole` of 2^32, for any part that is less.
-  static std::uint32_t quotient_32(std::uint64_t part, std::uint64_t whole) {
-    std::uint32_t quotient = 0;
-    for (int bit = 0; bit < 32; ++bit) {
-      part <<= 1U;
-      quotient = quotient << 1U | (part >= whole ? 1U : 0U);
-      if (part >= whole) part -= whole;
-    }
-    return quotient;
-  }
-
-  std::vector<std::uint32_t> ends_;              ///< of each rank, in the numbers that are drawn
-  std::array<std::uint16_t, kStarts> starts_{};  ///< where to begin to look
-};
-
-/// The chance that something of chance `once` (of 2^32) never happens in `times` tries, of 2^32.
-std::uint64_t never(std::uint32_t once, std::uint64_t times) {
-  std::uint64_t power = (1ULL << 32U) - once;
-  std::uint64_t answer = 1ULL << 32U;
-  for (; times > 0; times >>= 1U) {
-    if ((times & 1U) != 0) answer = answer * (power >> 1U) >> 31U;
-    power = power * (power >> 1U) >> 31U;
-  }
-  return answer;
-}
-
 struct Layer {
-  Share linked = 0;  ///< drawn numbers below are linked picks,
-  Share kept = 0;    ///< from there to below this kept ones
   RankTable favourites;
   std::vector<std::uint32_t> experts;  ///< by slot
 };
 
-/// The habits of a layer in a model of `layers`.
 Layer make_layer(const RoutingHabits& habits, const RoutingShape& shape, std::uint32_t layer,
                  Random& random) {
-  const auto between = [&](double LayerHabits::*field, std::int64_t one) {
-    if (layer == 0) return fixed(habits.first.*field, one);
-    const std::int64_t from = fixed(habits.second.*field, one);
-    const std::int64_t to = fixed(habits.last.*field, one);
-    if (shape.layers <= 2) return from;
-    return from + (to - from) * (layer - 1) / (shape.layers - 2);
-  };
-  const auto linked = layer == 0 ? 0 : static_cast<Share>(between(&LayerHabits::linked, kWhole));
-  const auto kept = static_cast<Share>(between(&LayerHabits::kept, kWhole));
-  const auto spread = static_cast<std::uint64_t>(between(&LayerHabits::spread, 16));
-  Layer made{linked, linked + kept, RankTable(shape.experts, spread), {}};
+  std::int64_t spread = fixed(habits.first_spread, 16);
+  if (layer > 0) {
+    const std::int64_t second = fixed(habits.second_spread, 16);
+    const std::int64_t last = fixed(habits.last_spread, 16);
+    spread = second + (last - second) * (layer - 1) / std::max(1U, shape.layers - 2);
+  }
+  Layer made{RankTable(shape.experts, static_cast<std::uint64_t>(spread), kChunkTokens * shape.top_k), {}};
   made.experts.resize(shape.experts);
   std::iota(made.experts.begin(), made.experts.end(), 0U);
   for (std::uint32_t i = shape.experts; i > 1; --i)
@@ -178,28 +98,13 @@ Layer make_layer(const RoutingHabits& habits, const RoutingShape& shape, std::ui
   return made;
 }
 
-/// Slots of one list, each once.
-class SlotSet {
- public:
-  /// False if it was there.
-  bool insert(Slot slot) {
-    std::uint64_t& word = words_[slot / 64U];
-    const std::uint64_t bit = 1ULL << (slot % 64U);
-    const bool is_new = (word & bit) == 0;
-    word |= bit;
-    return is_new;
-  }
-
- private:
-  std::array<std::uint64_t, kMostSlots / 64> words_{};
-};
-
 struct Sequence {
   std::uint32_t id = 0;
   std::uint32_t prompt_tokens = 0;
   std::uint32_t steps_left = 0;  ///< of decode
   std::vector<Slot> favourites;  ///< all slots, the dearest first
-  std::vector<Slot> last_picks;  ///< of its last token: `top_k` of each layer
+  std::vector<Slot> picks;       ///< of the token and layer at hand
+  std::vector<SlotSet> needed;   ///< by the prompt, of each layer
 };
 
 }  // namespace
@@ -211,9 +116,12 @@ class RoutingGenerator::Impl {
 
  private:
   void admit(Sequence& sequence);
-  void drift();
-  void pick_token(Sequence& sequence, std::uint32_t layer);
-  void pick_prompt(Sequence& sequence, std::uint32_t layer);
+  void read_prompt(Sequence& sequence);
+  void read_chunk(Sequence& sequence);
+  void pick(Sequence& sequence, std::uint32_t layer);
+  void add_experts(const Sequence& sequence, std::uint32_t layer, Phase phase);
+  void drift(Sequence& sequence);
+  void finish_step(Phase phase);
   Slot draw(const Sequence& sequence, const Layer& layer);
   Slot draw_other(const Sequence& sequence, const Layer& layer, SlotSet& taken);
   std::uint32_t draw(const TokenRange& range) {
@@ -223,6 +131,7 @@ class RoutingGenerator::Impl {
 
   RoutingShape shape_;
   RoutingTraffic traffic_;
+  Share linked_;
   Share common_;
   Share subject_drift_;
   Share popularity_drift_;
@@ -234,7 +143,7 @@ class RoutingGenerator::Impl {
   bool prompts_wait_ = true;
 
   // The step that was given out last.
-  std::vector<std::size_t> in_step_;  ///< of `sequences_`
+  std::vector<Sequence*> in_step_;
   std::vector<BatchSequence> batch_;
   std::vector<std::uint32_t> ends_;
   std::vector<std::uint32_t> experts_;
@@ -243,6 +152,7 @@ class RoutingGenerator::Impl {
 RoutingGenerator::Impl::Impl(const RoutingModel& model, const RoutingTraffic& traffic)
     : shape_(model.shape),
       traffic_(traffic),
+      linked_(static_cast<Share>(fixed(model.habits.linked, kWhole))),
       common_(static_cast<Share>(fixed(model.habits.common, kWhole))),
       subject_drift_(static_cast<Share>(fixed(model.habits.subject_drift, kWhole))),
       popularity_drift_(static_cast<Share>(fixed(model.habits.popularity_drift, kWhole))),
@@ -272,28 +182,19 @@ void RoutingGenerator::Impl::admit(Sequence& sequence) {
   sequence.favourites.resize(shape_.experts);
   std::transform(keys.begin(), keys.begin() + shape_.experts, sequence.favourites.begin(),
                  [](std::uint64_t key) { return static_cast<Slot>(key); });
-  sequence.last_picks.clear();  // of a token that nobody sees
-  for (const Layer& layer : layers_)
-    for (std::uint32_t i = 0; i < shape_.top_k; ++i) sequence.last_picks.push_back(draw(sequence, layer));
 }
 
-/// After a decode step. An eighth of the experts are the dearest.
-void RoutingGenerator::Impl::drift() {
+/// After a token. An eighth of the experts are the dearest.
+void RoutingGenerator::Impl::drift(Sequence& sequence) {
+  if (!happens(subject_drift_)) return;
   const std::uint32_t dearest = std::max(1U, shape_.experts / 8);
-  for (const std::size_t i : in_step_)
-    if (happens(subject_drift_)) {
-      std::vector<Slot>& favourites = sequences_[i].favourites;
-      std::swap(favourites[random_.next_below(dearest)], favourites[random_.next_below(shape_.experts)]);
-    }
-  if (shape_.experts > 1 && happens(popularity_drift_)) {
-    const std::uint32_t rank = random_.next_below(shape_.experts - 1);
-    std::swap(ranking_[rank], ranking_[rank + 1]);
-  }
+  std::swap(sequence.favourites[random_.next_below(dearest)],
+            sequence.favourites[random_.next_below(shape_.experts)]);
 }
 
 /// One of the favourites.
 Slot RoutingGenerator::Impl::draw(const Sequence& sequence, const Layer& layer) {
-  return sequence.favourites[layer.favourites.rank(static_cast<std::uint32_t>(random_.next() >> 32U))];
+  return sequence.favourites[layer.favourites.rank(random_.next_bits())];
 }
 
 /// One that is not taken yet, and takes it. Requires: not all are.
@@ -307,74 +208,94 @@ Slot RoutingGenerator::Impl::draw_other(const Sequence& sequence, const Layer& l
                        [&](Slot slot) { return taken.insert(slot); });
 }
 
-void RoutingGenerator::Impl::pick_token(Sequence& sequence, std::uint32_t layer_index) {
+/// What one token needs of a layer. Requires: the layer before was picked for it just now.
+void RoutingGenerator::Impl::pick(Sequence& sequence, std::uint32_t layer_index) {
   const Layer& layer = layers_[layer_index];
-  Slot* const last = sequence.last_picks.data() + std::size_t{layer_index} * shape_.top_k;
+  const Share linked = layer_index == 0 ? 0 : linked_;
   SlotSet taken;
-  for (std::uint32_t i = 0; i < shape_.top_k; ++i) {
-    const std::uint64_t random = random_.next();
-    const Share kind = random & (kWhole - 1);
-    // The layer before was picked for this token already.
-    Slot slot = kind < layer.linked ? last[i - std::ptrdiff_t{shape_.top_k}]
-                : kind < layer.kept
-                    ? last[i]
-                    : sequence.favourites[layer.favourites.rank(static_cast<std::uint32_t>(random >> 32U))];
+  sequence.picks.resize(shape_.top_k);
+  for (Slot& slot : sequence.picks) {
+    if (!happens(linked)) slot = draw(sequence, layer);
     if (!taken.insert(slot)) slot = draw_other(sequence, layer, taken);
-    last[i] = slot;
-    experts_.push_back(layer.experts[slot]);
   }
 }
 
-/// The union of what the prompt's tokens need: of the last token as it is, of the others by chance.
-void RoutingGenerator::Impl::pick_prompt(Sequence& sequence, std::uint32_t layer_index) {
-  const std::size_t first = experts_.size();
-  pick_token(sequence, layer_index);
-  const Layer& layer = layers_[layer_index];
-  SlotSet taken;
-  const Slot* const last = sequence.last_picks.data() + std::size_t{layer_index} * shape_.top_k;
-  for (std::uint32_t i = 0; i < shape_.top_k; ++i) taken.insert(last[i]);
-  const std::uint64_t picks = std::uint64_t{sequence.prompt_tokens - 1} * shape_.top_k;
-  const std::uint64_t fresh = picks * (kWhole - (layer.kept - layer.linked)) / kWhole;
-  for (std::uint32_t rank = 0; rank < shape_.experts; ++rank) {
-    if (experts_.size() - first == picks + shape_.top_k) break;
-    const Slot slot = sequence.favourites[rank];
-    if (random_.next() >> 32U >= never(layer.favourites.chance(rank), fresh) && taken.insert(slot))
-      experts_.push_back(layer.experts[slot]);
+/// Several tokens at once: each favourite is needed or not, whatever the others are.
+void RoutingGenerator::Impl::read_chunk(Sequence& sequence) {
+  for (std::uint32_t i = 0; i < shape_.layers; ++i) {
+    SlotSet& needed = sequence.needed[i];
+    const std::uint32_t most = std::min(needed.size() + kChunkTokens * shape_.top_k, shape_.experts);
+    for (std::uint32_t rank = 0; rank < shape_.experts && needed.size() < most; ++rank)
+      if (!layers_[i].favourites.is_absent(rank, random_.next_bits()))
+        needed.insert(sequence.favourites[rank]);
   }
+  for (std::uint32_t token = 0; token < kChunkTokens; ++token) drift(sequence);
+}
+
+void RoutingGenerator::Impl::read_prompt(Sequence& sequence) {
+  sequence.needed.assign(shape_.layers, {});
+  std::uint32_t tokens = sequence.prompt_tokens;
+  for (; tokens > kChunkTokens; tokens -= kChunkTokens) read_chunk(sequence);
+  for (; tokens > 0; --tokens) {
+    for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
+      pick(sequence, layer);
+      for (const Slot slot : sequence.picks) sequence.needed[layer].insert(slot);
+    }
+    drift(sequence);
+  }
+}
+
+void RoutingGenerator::Impl::add_experts(const Sequence& sequence, std::uint32_t layer, Phase phase) {
+  const std::vector<std::uint32_t>& experts = layers_[layer].experts;
+  if (phase == Phase::prefill)
+    sequence.needed[layer].for_each([&](Slot slot) { experts_.push_back(experts[slot]); });
+  else
+    for (const Slot slot : sequence.picks) experts_.push_back(experts[slot]);
+  ends_.push_back(static_cast<std::uint32_t>(experts_.size()));
 }
 
 RoutingStep RoutingGenerator::Impl::next() {
   const Phase phase = prompts_wait_ ? Phase::prefill : Phase::decode;
-  in_step_.clear();
-  for (std::size_t i = 0; i < sequences_.size(); ++i)
-    if (phase == Phase::decode || sequences_[i].prompt_tokens > 0) in_step_.push_back(i);
   batch_.clear();
   ends_.clear();
   experts_.clear();
-  for (const std::size_t i : in_step_)
-    batch_.push_back({sequences_[i].id, phase == Phase::prefill ? sequences_[i].prompt_tokens : 1});
-  for (std::uint32_t layer = 0; layer < shape_.layers; ++layer)
-    for (const std::size_t i : in_step_) {
-      phase == Phase::prefill ? pick_prompt(sequences_[i], layer) : pick_token(sequences_[i], layer);
-      ends_.push_back(static_cast<std::uint32_t>(experts_.size()));
-    }
-  if (phase == Phase::decode) drift();
-  prompts_wait_ = false;
-  for (const std::size_t i : in_step_) {
-    Sequence& sequence = sequences_[i];
-    if (phase == Phase::decode) --sequence.steps_left;
-    sequence.prompt_tokens = 0;
+  in_step_.clear();
+  for (Sequence& sequence : sequences_) {
+    if (phase == Phase::prefill && sequence.prompt_tokens == 0) continue;
+    in_step_.push_back(&sequence);
+    batch_.push_back({sequence.id, phase == Phase::prefill ? sequence.prompt_tokens : 1});
+    if (phase == Phase::prefill) read_prompt(sequence);
   }
-  for (Sequence& sequence : sequences_)
-    if (sequence.steps_left == 0 && sequence.prompt_tokens == 0) {
-      admit(sequence);
-      prompts_wait_ = true;
+  for (std::uint32_t layer = 0; layer < shape_.layers; ++layer)
+    for (Sequence* const sequence : in_step_) {
+      if (phase == Phase::decode) pick(*sequence, layer);
+      add_experts(*sequence, layer, phase);
     }
+  finish_step(phase);
   return {phase, batch_, ends_, experts_};
 }
 
+void RoutingGenerator::Impl::finish_step(Phase phase) {
+  for (Sequence* const sequence : in_step_) {
+    sequence->prompt_tokens = 0;
+    if (phase == Phase::prefill) continue;
+    --sequence->steps_left;
+    drift(*sequence);
+  }
+  prompts_wait_ = false;
+  for (Sequence& sequence : sequences_) {
+    if (sequence.steps_left > 0 || sequence.prompt_tokens > 0) continue;
+    admit(sequence);
+    prompts_wait_ = true;
+  }
+  if (shape_.experts > 1 && happens(popularity_drift_)) {
+    const std::uint32_t rank = random_.next_below(shape_.experts - 1);
+    std::swap(ranking_[rank], ranking_[rank + 1]);
+  }
+}
+
 Result<RoutingGenerator> RoutingGenerator::create(const RoutingModel& model, const RoutingTraffic& traffic) {
-  for (const Status& good : {model.shape.validate(), check(model.habits), check(traffic)})
+  for (const Status& good : {model.shape.validate(), check(model.habits), check(traffic, model.shape)})
     if (!good) return tl::unexpected(good.error());
   return RoutingGenerator(std::make_unique<Impl>(model, traffic));
 }

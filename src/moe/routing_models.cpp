@@ -9,18 +9,20 @@ namespace harvest::moe {
 namespace {
 
 constexpr RoutingHabits kFine{
-    .first = {.linked = 0, .kept = 0, .spread = 112},
-    .second = {.linked = .25, .kept = .05, .spread = 20},
-    .last = {.linked = .25, .kept = .15, .spread = 12},
+    .linked = .2,
+    .first_spread = 70,
+    .second_spread = 16,
+    .last_spread = 6.5,
     .common = .3,
-    .subject_drift = .03,
+    .subject_drift = .24,
     .popularity_drift = .01,
 };
 
 constexpr RoutingHabits kCoarse{
-    .first = {.linked = 0, .kept = .05, .spread = 32},
-    .second = {.linked = .22, .kept = .05, .spread = 32},
-    .last = {.linked = .22, .kept = .1, .spread = 32},
+    .linked = .22,
+    .first_spread = 8,
+    .second_spread = 8,
+    .last_spread = 8,
     .common = .3,
     .subject_drift = .03,
     .popularity_drift = .01,

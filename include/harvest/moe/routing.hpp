@@ -166,23 +166,17 @@ struct RoutingLimits {
 
 // --- generator -------------------------------------------------------------------------------------------
 
-/// How the routers of one layer pick. Shares are of all picks; what is neither linked nor kept is one of the
-/// sequence's favourites, of which the one of rank r (from 0) is picked in proportion to
-/// 1 / (r + `spread`)^4.
-struct LayerHabits {
-  double linked = 0;   ///< share that follows from the same token's pick in the layer before
-  double kept = 0;     ///< share that the sequence's last token had too
-  double spread = 16;  ///< half of the favourites' picks go to about a quarter of so many; 1 to 512
-};
-
-/// How the routers of a model pick. docs/routing.md says what it was fitted to.
+/// How the routers of a model pick. A share `linked` of a token's picks in a layer follows from its picks in
+/// the layer before; the others are favourites of its sequence, of which the one of rank r (from 0) is picked
+/// in proportion to 1 / (r + spread)^3. docs/routing.md says what was fitted to what.
 struct RoutingHabits {
-  LayerHabits first;            ///< of layer 0, which has none before it
-  LayerHabits second;           ///< of layer 1; from here to
-  LayerHabits last;             ///< the last layer they change evenly
+  double linked = 0;            ///< 0 to 1
+  double first_spread = 1;      ///< of layer 0, in experts: 1 to 512
+  double second_spread = 1;     ///< of layer 1; from here to
+  double last_spread = 1;       ///< the last layer it changes evenly
   double common = 0;            ///< how alike the favourites of two sequences are: 0 not at all, 1 the same
-  double subject_drift = 0;     ///< share of tokens after which a sequence has another favourite
-  double popularity_drift = 0;  ///< share of steps after which two neighbours in the common ranking change
+  double subject_drift = 0;     ///< share of tokens after which a sequence has another favourite, 0 to 1
+  double popularity_drift = 0;  ///< share of steps after which new sequences like another expert, 0 to 1
 };
 
 /// A model whose routers can be imitated.
@@ -216,7 +210,7 @@ struct RoutingTraffic {
 class RoutingGenerator {
  public:
   /// Errors: invalid_argument (names the field, value and limit): 1 to 4,096 sequences at a time, 1 to
-  /// 1,048,576 tokens, `least` at most `most`; shares from 0 to 1.
+  /// 1,048,576 tokens, `least` at most `most`, and the habits' own.
   [[nodiscard]] static Result<RoutingGenerator> create(const RoutingModel& model,
                                                        const RoutingTraffic& traffic);
   RoutingGenerator(RoutingGenerator&& other) noexcept;
