@@ -85,6 +85,7 @@ OverLayers overlap(const moe::RoutingTrace& trace) {
 OverLayers next_layer(const moe::RoutingTrace& trace, std::uint64_t tokens) {
   const moe::RoutingShape& shape = trace.shape();
   std::vector<double> right;
+  const std::uint64_t learnt = tokens / 2;  // from these, what follows what
   for (std::uint32_t layer = 1; layer < shape.layers; ++layer) {
     std::vector<std::uint32_t> followed(std::size_t{shape.experts} * shape.experts, 0);
     std::vector<std::uint32_t> guesses(shape.experts, 0);
@@ -94,13 +95,13 @@ OverLayers next_layer(const moe::RoutingTrace& trace, std::uint64_t tokens) {
       const std::uint32_t before = step.experts(layer - 1, s).front();
       const std::uint32_t now = step.experts(layer, s).front();
       std::uint32_t* const row = followed.data() + std::size_t{before} * shape.experts;
-      if (number++ < tokens / 2) {
+      if (number++ < learnt) {
         if (++row[now] > row[guesses[before]]) guesses[before] = now;
       } else if (guesses[before] == now) {
         ++hits;
       }
     });
-    right.push_back(ratio(hits, static_cast<double>(number - tokens / 2)));
+    right.push_back(ratio(hits, static_cast<double>(number - learnt)));
   }
   return over_layers(right);
 }
