@@ -3,11 +3,15 @@
 
 /// Everything, for programs that do not mind. Read in this order to learn the library:
 /// types, status, peer_cache, stats, topology, backend, machine, simulated_backend, cuda, loopback, policy,
-/// runner, trace.
+/// runner, trace; then moe/model, moe/expert_cache, moe/predictor, moe/routing.
 #include <harvest/backend.hpp>
 #include <harvest/cuda.hpp>
 #include <harvest/loopback.hpp>
 #include <harvest/machine.hpp>
+#include <harvest/moe/expert_cache.hpp>
+#include <harvest/moe/model.hpp>
+#include <harvest/moe/predictor.hpp>
+#include <harvest/moe/routing.hpp>
 #include <harvest/peer_cache.hpp>
 #include <harvest/policy.hpp>
 #include <harvest/runner.hpp>
