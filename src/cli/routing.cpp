@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,15 +25,18 @@ constexpr const char* kTeaching =
     "well a layer tells the next, and what a cache for each layer would hit; or writes a recording.\n"
     "\n"
     "Example:\n"
-    "  harvest routing --model qwen3-30b-a3b --batch 1 --steps 192\n"
+    "  harvest routing --model qwen3-30b-a3b --output-tokens 257\n"
     "  harvest routing --model mixtral-8x7b --batch 8 --steps 500 --write mixtral.jsonl.gz\n"
-    "  harvest routing --model mixtral-8x7b --routing mixtral.jsonl.gz";
+    "  harvest routing --model 32x8x2 --routing mixtral.jsonl.gz";
+
+/// 1 GiB of a recording.
+constexpr std::uint64_t kMostPicks = 1ULL << 28U;
 
 struct Options {
   std::string model;
   std::string routing;
   std::uint64_t seed = 1;
-  std::uint64_t steps = 192;
+  std::uint64_t steps = 256;
   std::uint64_t batch = 1;
   std::vector<std::uint64_t> prompt_tokens{64, 512};
   std::vector<std::uint64_t> output_tokens{64, 512};
@@ -41,7 +45,26 @@ struct Options {
   bool json = false;
 };
 
+/// "32x8x2": layers, experts and how many a token is sent to. Nothing if that is not what it is.
+std::optional<moe::RoutingShape> parse_shape(std::string_view text) {
+  std::vector<std::uint32_t> numbers;
+  for (std::string_view rest = text;; rest.remove_prefix(rest.find('x') + 1)) {
+    const auto number = parse_count(rest.substr(0, rest.find('x')), 1, UINT32_MAX);
+    if (!number) return std::nullopt;
+    numbers.push_back(static_cast<std::uint32_t>(*number));
+    if (rest.find('x') == std::string_view::npos) break;
+  }
+  if (numbers.size() != 3) return std::nullopt;
+  return moe::RoutingShape{numbers[0], numbers[1], numbers[2]};
+}
+
+/// A model whose routers can be imitated, or for a recording any shape.
 Result<moe::RoutingModel> model_of(const Options& options) {
+  if (const auto shape = options.routing.empty() ? std::nullopt : parse_shape(options.model)) {
+    if (const Status valid = shape->validate(); !valid)
+      return fail(valid.error().code, fmt::format("--model: {}", valid.error().message));
+    return moe::RoutingModel{options.model, *shape, {}};
+  }
   auto model = moe::find_routing_model(options.model);
   if (!model) return fail(model.error().code, fmt::format("--model: {}", model.error().message));
   return model;
@@ -64,6 +87,11 @@ Result<moe::RoutingTrace> generate(const Options& options, const moe::RoutingMod
   if (!prompt_tokens) return tl::unexpected(prompt_tokens.error());
   const auto output_tokens = range_of("--output-tokens", options.output_tokens);
   if (!output_tokens) return tl::unexpected(output_tokens.error());
+  const std::uint64_t picks = options.steps * options.batch * model.shape.layers * model.shape.top_k;
+  if (picks > kMostPicks)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("--steps {} with --batch {} are {} experts, the limit is {}", options.steps,
+                            options.batch, picks, kMostPicks));
   auto generator = moe::RoutingGenerator::create(
       model, {static_cast<std::uint32_t>(options.batch), *prompt_tokens, *output_tokens, options.seed});
   if (!generator) return tl::unexpected(generator.error());
@@ -191,7 +219,9 @@ void add_routing(CLI::App& app, Action& chosen) {
   std::string names;
   for (const moe::RoutingModel& model : moe::routing_models())
     names += fmt::format("{}{}", names.empty() ? "" : ", ", model.name);
-  add_name(*command, "--model", options->model, "Whose routers: " + names)->required();
+  add_name(*command, "--model", options->model,
+           "Whose routers: " + names + "; or LAYERSxEXPERTSxTOP_K, of a recording")
+      ->required();
   constexpr CountRange kTokens{1, 1U << 20U};
   auto* file = add_name(*command, "--routing", options->routing, "Read this recording, gzipped or not")
                    ->type_name("FILE");

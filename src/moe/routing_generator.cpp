@@ -116,6 +116,7 @@ class RoutingGenerator::Impl {
 
  private:
   void admit(Sequence& sequence);
+  void endear(Sequence& sequence, std::uint32_t rank);
   void read_prompt(Sequence& sequence);
   void read_chunk(Sequence& sequence);
   void pick(Sequence& sequence, std::uint32_t layer);
@@ -137,7 +138,9 @@ class RoutingGenerator::Impl {
   Share popularity_drift_;
   Random random_;
   std::vector<Layer> layers_;
-  std::vector<Slot> ranking_;  ///< all slots, those that new sequences are likely to favour first
+  std::vector<Slot> ranking_;  ///< all slots, what sequences like first
+  RankTable liking_;           ///< draws from it
+  std::uint32_t dearest_;      ///< how many favourites of a sequence change
   std::vector<Sequence> sequences_;
   std::uint32_t next_id_ = 0;
   bool prompts_wait_ = true;
@@ -158,6 +161,8 @@ RoutingGenerator::Impl::Impl(const RoutingModel& model, const RoutingTraffic& tr
       popularity_drift_(static_cast<Share>(fixed(model.habits.popularity_drift, kWhole))),
       random_(traffic.seed),
       ranking_(model.shape.experts),
+      liking_(model.shape.experts, std::max(16U, 2 * model.shape.experts), 0),
+      dearest_(std::max(1U, model.shape.experts / 8)),
       sequences_(traffic.batch) {
   Random of_model(kModelSeed);  // whoever asks, it is the same model
   for (std::uint32_t layer = 0; layer < shape_.layers; ++layer)
@@ -166,30 +171,28 @@ RoutingGenerator::Impl::Impl(const RoutingModel& model, const RoutingTraffic& tr
   for (Sequence& sequence : sequences_) admit(sequence);
 }
 
-/// A new sequence, with favourites of its own: the more `common` counts, the closer to the ranking.
 void RoutingGenerator::Impl::admit(Sequence& sequence) {
   sequence.id = next_id_++;
   sequence.prompt_tokens = draw(traffic_.prompt_tokens);
   sequence.steps_left = draw(traffic_.output_tokens) - 1;
-  std::array<std::uint64_t, kMostSlots> keys;  // where it would stand, and the slot
-  for (std::uint32_t rank = 0; rank < shape_.experts; ++rank) {
-    const std::uint64_t chance = random_.next_below(kWhole);
-    const std::uint64_t standing = std::uint64_t{rank} * kWhole / shape_.experts;
-    const std::uint64_t place = chance * (kWhole - common_) + standing * common_;
-    keys[rank] = place << 16U | ranking_[rank];
-  }
-  std::sort(keys.begin(), keys.begin() + shape_.experts);
   sequence.favourites.resize(shape_.experts);
-  std::transform(keys.begin(), keys.begin() + shape_.experts, sequence.favourites.begin(),
-                 [](std::uint64_t key) { return static_cast<Slot>(key); });
+  std::iota(sequence.favourites.begin(), sequence.favourites.end(), Slot{0});
+  for (std::uint32_t i = shape_.experts; i > 1; --i)
+    std::swap(sequence.favourites[i - 1], sequence.favourites[random_.next_below(i)]);
+  for (std::uint32_t rank = 0; rank < dearest_; ++rank) endear(sequence, rank);
 }
 
-/// After a token. An eighth of the experts are the dearest.
+/// Gives the rank to another expert: to one that sequences like, or to any.
+void RoutingGenerator::Impl::endear(Sequence& sequence, std::uint32_t rank) {
+  std::vector<Slot>& favourites = sequence.favourites;
+  const Slot slot = happens(common_) ? ranking_[liking_.rank(random_.next_bits())]
+                                     : static_cast<Slot>(random_.next_below(shape_.experts));
+  std::swap(favourites[rank], *std::find(favourites.begin(), favourites.end(), slot));
+}
+
+/// After a token.
 void RoutingGenerator::Impl::drift(Sequence& sequence) {
-  if (!happens(subject_drift_)) return;
-  const std::uint32_t dearest = std::max(1U, shape_.experts / 8);
-  std::swap(sequence.favourites[random_.next_below(dearest)],
-            sequence.favourites[random_.next_below(shape_.experts)]);
+  if (happens(subject_drift_)) endear(sequence, random_.next_below(dearest_));
 }
 
 /// One of the favourites.
