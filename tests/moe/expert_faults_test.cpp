@@ -133,6 +133,7 @@ TEST(ExpertCalls, TwoCachesOfOneKeySpaceAreRefused) {
 
 /// The callback of the PeerCache runs inside of a call of ours, and calls us.
 TEST(ExpertCalls, ACallbackMayCallTheCacheOfExperts) {
+  const std::vector<std::byte> bytes(2ULL << 20);  // read until the caches have ended
   ExpertCache* experts = nullptr;
   std::uint64_t told = 0;
   World world({.layers = 1, .experts = 2, .with_peers = [&](PeerCacheConfig& config) {
@@ -154,7 +155,6 @@ TEST(ExpertCalls, ACallbackMayCallTheCacheOfExperts) {
   world.pass(2'000'000'000);
   PutOptions lossy;
   lossy.backing = Backing::lossy;
-  const std::vector<std::byte> bytes(2ULL << 20);
   PutOptions on_host;
   on_host.backing = Backing::external_host;
   ASSERT_TRUE(world.cache->put(Key(5), bytes.data(), bytes.size(), lossy));
