@@ -30,7 +30,7 @@ constexpr const char* kTeaching =
     "  harvest routing --model 32x8x2 --routing mixtral.jsonl.gz";
 
 /// 1 GiB of a recording.
-constexpr std::uint64_t kMostPicks = 1ULL << 28U;
+constexpr std::uint64_t kMostExperts = 1ULL << 28U;
 
 struct Options {
   std::string model;
@@ -81,17 +81,23 @@ Result<moe::TokenRange> range_of(std::string_view option, const std::vector<std:
                          static_cast<std::uint32_t>(counts.back())};
 }
 
+/// That the recording may have. A prompt may need all of them.
+std::uint64_t most_experts(const Options& options, const moe::RoutingShape& shape) {
+  const std::uint64_t prompts = options.batch * (options.steps / (options.output_tokens.front() - 1) + 1);
+  return shape.layers * (options.steps * options.batch * shape.top_k + prompts * shape.experts);
+}
+
 /// Until there are as many decode steps as were asked for.
 Result<moe::RoutingTrace> generate(const Options& options, const moe::RoutingModel& model) {
   const auto prompt_tokens = range_of("--prompt-tokens", options.prompt_tokens);
   if (!prompt_tokens) return tl::unexpected(prompt_tokens.error());
   const auto output_tokens = range_of("--output-tokens", options.output_tokens);
   if (!output_tokens) return tl::unexpected(output_tokens.error());
-  const std::uint64_t picks = options.steps * options.batch * model.shape.layers * model.shape.top_k;
-  if (picks > kMostPicks)
+  const std::uint64_t most = most_experts(options, model.shape);
+  if (most > kMostExperts)
     return fail(ErrorCode::invalid_argument,
-                fmt::format("--steps {} with --batch {} are {} experts, the limit is {}", options.steps,
-                            options.batch, picks, kMostPicks));
+                fmt::format("--steps {} with --batch {} may be a recording of {} experts, the limit is {}",
+                            options.steps, options.batch, most, kMostExperts));
   auto generator = moe::RoutingGenerator::create(
       model, {static_cast<std::uint32_t>(options.batch), *prompt_tokens, *output_tokens, options.seed});
   if (!generator) return tl::unexpected(generator.error());
@@ -232,7 +238,8 @@ void add_routing(CLI::App& app, Action& chosen) {
              "Length of prompts, or the least and the most")
       ->type_name("N[,N]")
       ->excludes(file);
-  add_counts(*command, "--output-tokens", options->output_tokens, kTokens,
+  // The prompt's step makes the first.
+  add_counts(*command, "--output-tokens", options->output_tokens, {2, kTokens.most},
              "Length of answers, or the least and the most")
       ->type_name("N[,N]")
       ->excludes(file);

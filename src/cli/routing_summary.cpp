@@ -82,8 +82,10 @@ OverLayers overlap(const moe::RoutingTrace& trace) {
   return over_layers(shared);
 }
 
-OverLayers next_layer(const moe::RoutingTrace& trace, std::uint64_t tokens) {
+OverLayers next_layer(const moe::RoutingTrace& trace) {
   const moe::RoutingShape& shape = trace.shape();
+  std::uint64_t tokens = 0;
+  for_each_token(trace, [&](const moe::RoutingStep&, std::size_t, std::uint32_t) { ++tokens; });
   std::vector<double> right;
   const std::uint64_t learnt = tokens / 2;  // from these, what follows what
   for (std::uint32_t layer = 1; layer < shape.layers; ++layer) {
@@ -173,7 +175,7 @@ Result<RoutingSummary> summarize(const moe::RoutingTrace& trace) {
   RoutingSummary summary;
   count(trace, summary);
   summary.overlap = overlap(trace);
-  summary.next_layer = next_layer(trace, summary.decode_tokens);
+  summary.next_layer = next_layer(trace);
   summary.skew = skew(trace);
   summary.capacities = capacities_of(trace.shape().experts);
   summary.resident = std::max<std::uint64_t>(1, trace.shape().experts * kResidentPercent / 100);

@@ -90,7 +90,7 @@ Layer make_layer(const RoutingHabits& habits, const RoutingShape& shape, std::ui
     const std::int64_t last = fixed(habits.last_spread, 16);
     spread = second + (last - second) * (layer - 1) / std::max(1U, shape.layers - 2);
   }
-  Layer made{RankTable(shape.experts, static_cast<std::uint64_t>(spread), kChunkTokens * shape.top_k), {}};
+  Layer made{RankTable(shape.experts, static_cast<std::uint64_t>(spread), shape.top_k, kChunkTokens), {}};
   made.experts.resize(shape.experts);
   std::iota(made.experts.begin(), made.experts.end(), 0U);
   for (std::uint32_t i = shape.experts; i > 1; --i)
@@ -161,7 +161,7 @@ RoutingGenerator::Impl::Impl(const RoutingModel& model, const RoutingTraffic& tr
       popularity_drift_(static_cast<Share>(fixed(model.habits.popularity_drift, kWhole))),
       random_(traffic.seed),
       ranking_(model.shape.experts),
-      liking_(model.shape.experts, std::max(16U, 2 * model.shape.experts), 0),
+      liking_(model.shape.experts, std::max(16U, 2 * model.shape.experts), 1, 1),
       dearest_(std::max(1U, model.shape.experts / 8)),
       sequences_(traffic.batch) {
   Random of_model(kModelSeed);  // whoever asks, it is the same model

@@ -18,7 +18,7 @@ constexpr RoutingHabits kOf128{
     .second_spread = 15.5,
     .last_spread = 6.25,
     .common = .6,
-    .subject_drift = .3,
+    .subject_drift = .4,
     .popularity_drift = .02,
 };
 
@@ -30,7 +30,7 @@ constexpr RoutingHabits kOf8{
     .second_spread = 6.25,
     .last_spread = 4.25,
     .common = .6,
-    .subject_drift = .3,
+    .subject_drift = .4,
     .popularity_drift = .02,
 };
 

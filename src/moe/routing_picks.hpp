@@ -47,9 +47,9 @@ class SlotSet {
 /// A rank from 0, in proportion to 1 / (rank + spread)^3.
 class RankTable {
  public:
-  /// `spread` in sixteenths. `many`: how many ranks `is_absent` is about. Requires: at most 1,024 ranks; a
-  /// spread from 1 to 512.
-  RankTable(std::uint32_t ranks, std::uint64_t spread, std::uint64_t many) {
+  /// `spread` in sixteenths. `is_absent` is about `tokens` with `picks` different ranks each. Requires: at
+  /// most 1,024 ranks; a spread from 1 to 512.
+  RankTable(std::uint32_t ranks, std::uint64_t spread, std::uint32_t picks, std::uint32_t tokens) {
     std::vector<std::uint64_t> weights(ranks);
     for (std::uint64_t r = 0; r < ranks; ++r) {
       const std::uint64_t x = 16 * r + spread;  // at most 16 * 1,536: the third power has 44 bits
@@ -58,16 +58,16 @@ class RankTable {
     const std::uint64_t sum = std::accumulate(weights.begin(), weights.end(), std::uint64_t{0}) + 1;
     std::uint64_t below = 0;
     for (const std::uint64_t weight : weights) {
-      const std::uint32_t begin = ends_.empty() ? 0 : ends_.back();
       below += weight;
       ends_.push_back(share_32(below, sum));
-      absent_.push_back(power_32((1ULL << 32U) - (ends_.back() - begin), many));
     }
     ends_.back() = UINT32_MAX;
     for (std::uint32_t i = 0, rank = 0; i < kStarts; ++i) {
       while (ends_[rank] < i << kStartShift) ++rank;
       starts_[i] = static_cast<std::uint16_t>(rank);
     }
+    const std::uint64_t draws = tokens * draws_for(picks);
+    for (std::uint32_t r = 0; r < ranks; ++r) absent_.push_back(power_32(others(r), draws));
   }
 
   /// The rank that 32 random bits mean.
@@ -77,7 +77,7 @@ class RankTable {
     return rank;
   }
 
-  /// Whether, by 32 random bits, the rank is not among `many` that are drawn.
+  /// Whether, by 32 random bits, none of the tokens has the rank.
   [[nodiscard]] bool is_absent(std::uint32_t rank, std::uint32_t random) const {
     return random < absent_[rank];
   }
@@ -85,6 +85,28 @@ class RankTable {
  private:
   static constexpr std::uint32_t kStarts = 256;
   static constexpr std::uint32_t kStartShift = 24;
+
+  /// The chance, of 2^32, that a draw gives another rank.
+  [[nodiscard]] std::uint64_t others(std::uint32_t rank) const {
+    return (1ULL << 32U) - ends_[rank] + (rank == 0 ? 0 : ends_[rank - 1]);
+  }
+
+  /// How many draws, which may repeat, are expected to give so many different ranks; but for a few.
+  [[nodiscard]] std::uint64_t draws_for(std::uint32_t picks) const {
+    std::uint64_t low = picks;
+    std::uint64_t high = 16ULL * picks;
+    while (low < high) {
+      const std::uint64_t draws = (low + high) / 2;
+      std::uint64_t different = 0;  // of 2^32
+      for (std::uint32_t r = 0; r < ends_.size(); ++r)
+        different += (1ULL << 32U) - power_32(others(r), draws);
+      if (different < std::uint64_t{picks} << 32U)
+        low = draws + 1;
+      else
+        high = draws;
+    }
+    return low;
+  }
 
   /// `part` / `whole` of 2^32. Requires: `part` < `whole` < 2^63.
   static std::uint32_t share_32(std::uint64_t part, std::uint64_t whole) {
