@@ -35,6 +35,16 @@ constexpr const char* kTrace =
     R"({"timestamp": 6000, "input_length": 7, "output_length": 1, "hash_ids": []})"
     "\n";
 
+constexpr const char* kRouting =
+    R"({"step": 0, "phase": "prefill", "sequence": 1, "layer": 0, "tokens": 9, "experts": [3, 1, 0]})"
+    "\n"
+    R"({"step": 0, "phase": "prefill", "sequence": 1, "layer": 1, "tokens": 9, "experts": [0, 2]})"
+    "\n"
+    R"({"step": 1, "phase": "decode", "sequence": 1, "layer": 0, "experts": [3, 1]})"
+    "\n"
+    R"({"step": 1, "phase": "decode", "sequence": 1, "layer": 1, "experts": [0, 2]})"
+    "\n";
+
 /// One GPU, and nobody to lend it anything.
 Machine lonely() {
   Machine machine = *machine_from_preset("4x4090-pcie");
@@ -60,6 +70,7 @@ class Files {
     HARVEST_ASSERT(::mkdtemp(name.data()) != nullptr, "no folder");
     path_ = name;
     write("trace.jsonl", kTrace);
+    write("routing.jsonl", kRouting);
     write("broken.jsonl", std::string(kTrace) + "hello\n");
     write(
         "tr\xe4"
@@ -147,11 +158,12 @@ bool is_set(const CLI::App& command, const char* option) {
 }
 
 /// Without a machine's name the program looks for GPUs, with one that it knows some commands measure it, and
-/// an owner's process takes orders.
+/// an owner's process takes orders. Routing is made up for a while, or written anywhere.
 bool ends_fast(const CLI::App& command) {
   const std::string& name = command.get_name();
   if (is_set(command, "--owner-process")) return false;
   if (name == "policy" || name == "replay" || name == "bench") return true;
+  if (name == "routing") return is_set(command, "--routing") && !is_set(command, "--write");
   if (!is_set(command, "--system")) return false;
   if (name == "topo" && !is_set(command, "--measure")) return true;
   return !load_machine(command.get_option("--system")->results().back());
