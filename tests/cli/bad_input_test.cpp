@@ -19,15 +19,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr const char* kTables[] = {"`harvest`",
-                                   "`harvest topo`",
-                                   "`harvest policy`",
-                                   "`harvest replay`",
-                                   "`harvest demo`",
-                                   "`harvest bench`",
-                                   "`harvest bench owner`",
-                                   "`harvest bench moe`",
-                                   "`harvest bench calibrate`"};
+constexpr const char* kTables[] = {
+    "`harvest`",           "`harvest topo`",           "`harvest policy`", "`harvest replay`",
+    "`harvest routing`",   "`harvest demo`",           "`harvest bench`",  "`harvest bench owner`",
+    "`harvest bench moe`", "`harvest bench calibrate`"};
 /// Those that measure a machine.
 const std::vector<std::string> kBenchmarks{"link", "fetch", "reclaim", "memory", "lookup"};
 
@@ -85,6 +80,11 @@ BadInput::BadInput() {
   std::string damaged = zipped;
   damaged[damaged.size() / 2] = static_cast<char>(damaged[damaged.size() / 2] ^ 0x5a);
   folder_.file("damaged.gz", damaged);
+  folder_.file("routing.jsonl",
+               R"({"step": 0, "phase": "decode", "sequence": 3, "layer": 0, "experts": [1, 5]})"
+               "\n"
+               R"({"step": 0, "phase": "decode", "sequence": 3, "layer": 1, "experts": [0, 2]})"
+               "\n");
   folder_.file("half.json", R"({"name": "half a)");
   folder_.file("empty.json", "{}");
   std::filesystem::create_directory(folder_.path() / "folder");
@@ -139,8 +139,8 @@ std::set<std::string> options_of(const std::string& command) {
 }
 
 TEST(BadInputTables, NameEveryOption) {
-  std::vector<std::string> commands{"topo",        "policy",    "replay",         "demo",
-                                    "bench owner", "bench moe", "bench calibrate"};
+  std::vector<std::string> commands{"topo", "policy",      "replay",    "routing",
+                                    "demo", "bench owner", "bench moe", "bench calibrate"};
   for (const std::string& name : kBenchmarks) commands.push_back("bench " + name);
   std::vector<std::string> lines;
   for (const char* table : kTables)

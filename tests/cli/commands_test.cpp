@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <harvest/machine.hpp>
+#include <harvest/moe/routing.hpp>
 #include <harvest/policy.hpp>
 
 #include <map>
@@ -21,7 +22,7 @@ TEST(Help, TeachesWithAnExampleAndNamesEveryChoice) {
   const Ran top = run_harvest({"--help"});
   EXPECT_EQ(top.exit_code, 0);
   EXPECT_EQ(top.err, "");
-  for (const std::string command : {"topo", "policy", "replay", "demo"}) {
+  for (const std::string command : {"topo", "policy", "replay", "routing", "demo"}) {
     EXPECT_THAT(top.out, HasSubstr(command));
     const Ran help = run_harvest({command, "--help"});
     EXPECT_EQ(help.exit_code, 0);
@@ -180,6 +181,46 @@ TEST(Demo, ShowsTheWholeStoryOnEveryMachineWithoutAWrongByte) {
   const Ran any = run_harvest({"demo"});  // on whatever this machine has
   EXPECT_EQ(any.exit_code, 0) << any.err;
   EXPECT_THAT(any.out, HasSubstr("no byte was wrong"));
+}
+
+TEST(Routing, IsWrittenAndReadAgain) {
+  const TemporaryFolder folder;
+  const std::string path = (folder.path() / "recording.jsonl.gz").string();
+  const std::vector<std::string> make{
+      "routing",         "--model", "mixtral-8x7b",    "--seed", "5",       "--steps", "40", "--batch", "3",
+      "--prompt-tokens", "9",       "--output-tokens", "5,12",   "--write", path};
+  const Ran written = run_harvest(make);
+  EXPECT_EQ(written.exit_code, 0) << written.err;
+  EXPECT_EQ(written.out, "");
+  std::vector<std::string> and_show = make;
+  and_show.emplace_back("--summary");
+  json made = run_for_json(and_show);
+  for (const std::string model : {"mixtral-8x7b", "32x8x2"}) {
+    json read = run_for_json({"routing", "--model", model, "--routing", path});
+    EXPECT_EQ(read.at("routing"), path);
+    EXPECT_EQ(read.at("model"), model);
+    EXPECT_FALSE(read.contains("seed"));
+    for (json* summary : {&made, &read})
+      for (const char* key : {"seed", "routing", "model"}) summary->erase(key);
+    EXPECT_EQ(read, made) << "a recording is not what it was made as";
+  }
+  EXPECT_EQ(made.at("decode_steps"), 40);
+  EXPECT_EQ(made.at("decode_tokens"), 120);
+  EXPECT_EQ(made.at("policies").size(), 4U);
+  const auto recording = moe::read_routing(path, {32, 8, 2});
+  ASSERT_TRUE(recording);
+  EXPECT_EQ(recording->step(0).sequences()[0], (moe::BatchSequence{0, 9}));
+}
+
+TEST(Routing, ShowsWhatItIsLike) {
+  const Ran ran = run_harvest({"routing", "--model", "qwen3-30b-a3b", "--steps", "20"});
+  EXPECT_EQ(ran.exit_code, 0) << ran.err;
+  EXPECT_THAT(ran.out,
+              HasSubstr("Routing of qwen3-30b-a3b: 48 layers of 128 experts, top 8 (MADE UP, seed 1)"));
+  EXPECT_THAT(ran.out, ::testing::ContainsRegex("policy +8 +16 +32 +64\n"));
+  EXPECT_THAT(ran.out, ::testing::ContainsRegex("\n  belady +0\\.[0-9]+ +0"));
+  for (const moe::RoutingModel& model : moe::routing_models())
+    EXPECT_THAT(run_harvest({"routing", "--help"}).out, HasSubstr(std::string(model.name)));
 }
 
 }  // namespace

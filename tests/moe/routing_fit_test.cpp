@@ -77,8 +77,14 @@ TEST(RoutingFit, ABatchRanksPoliciesAsPublished) {
   EXPECT_LE(misses("lfru"), misses("lfu"));
   EXPECT_LT(misses("lfu"), misses("lru"));
   EXPECT_LT(misses("belady"), .7 * misses("lru"));
-  // One by one, experts push out what their own step needs.
-  EXPECT_GT(figures_of(summary, "lru").miss_ratio_one_by_one, misses("lru"));
+  // One by one, experts push out what their own step needs. Published: LRU misses 27 % more, and the order of
+  // policies is reversed.
+  const auto one_by_one = [&](std::string_view policy) {
+    return figures_of(summary, policy).miss_ratio_one_by_one;
+  };
+  EXPECT_GT(one_by_one("lru"), 1.15 * misses("lru"));
+  EXPECT_LT(one_by_one("lru"), 1.5 * misses("lru"));
+  EXPECT_LT(one_by_one("lru"), one_by_one("lfu"));
 }
 
 TEST(RoutingFit, TheMoreSequencesHaveInCommonTheFewerExpertsABatchNeeds) {

@@ -217,9 +217,10 @@ class RoutingGenerator {
   RoutingGenerator& operator=(RoutingGenerator&& other) noexcept;
   ~RoutingGenerator();
 
-  /// The next step; the one before it ends. First come the prompts of all sequences that are new, then decode
-  /// steps of all sequences until one is done. Cost: about 10 ns for each expert of a token; allocates
-  /// nothing once the longest batch was seen.
+  /// The next step; the one before it ends. First come the prompts of all sequences that are new, in one
+  /// step, then decode steps of all sequences until one is done. Allocates nothing once the longest step was
+  /// seen. Cost: about 20 ns for each expert of a token that decodes: 0.5 ms for 32 sequences of Qwen3-235B,
+  /// where a prompt of 512 tokens takes 1.3 ms.
   RoutingStep next();
 
  private:
