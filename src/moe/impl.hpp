@@ -16,12 +16,19 @@
 #include "moe/slots.hpp"
 
 /// What is behind `ExpertCache`. Its parts, by file:
-///   expert_cache.cpp  how it begins and ends; weights; statistics
+///   expert_cache.cpp  how it begins and ends; statistics
+///   weights.cpp       how an expert becomes objects of the PeerCache
 ///   layer_step.cpp    begin, next, end, confirm: demand
 ///   arrival.cpp       how experts come: which wire, which lane, in which order
 ///   prefetch.cpp      guesses
 ///   rebalance.cpp     what moves between peers and host
 namespace harvest::moe {
+
+/// Slots, and pieces within them, begin at multiples of this.
+inline constexpr std::uint64_t kSlotAlignment = 256;
+[[nodiscard]] constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t multiple) {
+  return (bytes + multiple - 1) / multiple * multiple;
+}
 
 /// A part of an expert that travels as one object of the PeerCache.
 struct Piece {
@@ -147,11 +154,12 @@ class ExpertCache::Impl {
   Status begin_life();
   void know_wire(Wire wire, const LinkInfo& link);
 
-  // --- expert_cache.cpp
   [[nodiscard]] std::uint32_t index_of(std::uint32_t layer, std::uint32_t expert) const {
     return layer * config_.model.experts + expert;
   }
   [[nodiscard]] Status check_expert(std::uint32_t layer, std::uint32_t expert) const;
+
+  // --- weights.cpp
   [[nodiscard]] std::vector<Piece> cut(std::uint32_t layer, std::uint32_t number,
                                        std::span<const std::byte* const> tensors) const;
   [[nodiscard]] Status put(std::span<const Piece> pieces) HARVEST_EXCLUDES(mutex_);

@@ -33,6 +33,13 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
   step.stream = stream;
   settle();
   if (Status status = name_experts(step, experts); !status) return tl::unexpected(status.error());
+  if (backend_.is_capturing(stream))
+    return fail(
+        ErrorCode::not_supported,
+        fmt::format(
+            "stream {} is being captured into a graph, whose replays would read slots that hold other "
+            "experts by then; begin the step on the stream on which the graph is launched",
+            static_cast<std::uint32_t>(stream)));
   if (step.here < step.entries.size()) {
     if (const auto device = backend_.stream_device(stream); !device || *device != cache_.config().consumer)
       return fail(ErrorCode::invalid_argument,

@@ -167,6 +167,42 @@ TEST(ExpertCalls, ACallbackMayCallTheCacheOfExperts) {
   experts = nullptr;
 }
 
+/// Says that a stream is being captured.
+class Capturing : public test::ForwardingBackend {
+ public:
+  explicit Capturing(Backend& inner) : ForwardingBackend(inner) {}
+  bool is_capturing(StreamId stream) const override { return stream == captured; }
+  Result<EventId> record_event(StreamId stream) override {
+    if (stream == captured) return fail(ErrorCode::not_supported, "captured");
+    return inner_.record_event(stream);
+  }
+  StreamId captured = StreamId::none;
+};
+
+/// Its replays would read what lies in the slots then.
+TEST(ExpertCalls, ACapturedStreamGetsNoStep) {
+  Capturing* backend = nullptr;
+  World world({.between = [&](SimulatedBackend& inner) {
+    auto made = std::make_unique<Capturing>(inner);
+    backend = made.get();
+    return made;
+  }});
+  world.step(0, {3});
+  auto open = world.experts->begin_layer(0, Experts{3}, world.stream);
+  ASSERT_TRUE(open);
+  backend->captured = world.stream;
+  const auto refused = world.experts->begin_layer(0, Experts{3}, world.stream);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::not_supported);
+  EXPECT_THAT(refused.error().message, HasSubstr("captured"));
+  // A capture that begins in the middle of a step runs nothing, and is no reason to wait.
+  EXPECT_NE(open->next(), nullptr);
+  EXPECT_TRUE(world.experts->end_layer(std::move(*open)));
+  backend->captured = StreamId::none;
+  world.step(0, {3, 4});
+  EXPECT_EQ(world.check_reads(), 0U);
+}
+
 // --- giving back
 // --------------------------------------------------------------------------------------------
 

@@ -191,7 +191,8 @@ class ExpertCache {
   /// one of the consumer's that is not being captured, and may be destroyed when the step has ended. Events
   /// are recorded on it: an event of the caller's tells of failed work since the last of those. Errors:
   /// invalid_argument (layer, expert, stream), not_found (an expert that was not added), busy (too many steps
-  /// are open, or all slots are in open steps), and those of `PeerCache::fetch`.
+  /// are open, or all slots are in open steps), not_supported (the stream is being captured), and those of
+  /// `PeerCache::fetch`.
   [[nodiscard]] Result<LayerStep> begin_layer(std::uint32_t layer, std::span<const std::uint32_t> experts,
                                               StreamId stream, Phase phase = Phase::decode);
 
