@@ -101,21 +101,18 @@ Status ExpertCache::Impl::find_end(Use& use) {
                           static_cast<std::uint32_t>(use.stream), event.error().message));
 }
 
-/// Before a slot whose content failed is written again: open steps that got that content may read it still.
-/// What they compute is worth nothing, and `confirm` tells; but nobody reads what is being written.
-void ExpertCache::Impl::note_open_readers(std::uint32_t number) {
+/// Streams of open steps that got what lies in the slot. Where that failed in flight and is written again,
+/// what they compute from it is worth nothing, and `confirm` tells; but nobody reads what is being written.
+std::vector<StreamId> ExpertCache::Impl::open_readers(std::uint32_t number) const {
+  std::vector<StreamId> streams;
   for (const Step& step : steps_) {
     if (!step.open) continue;
     const auto taken = std::span(step.entries).first(step.next);
-    const bool reads = std::any_of(taken.begin(), taken.end(), [&](const Entry& entry) {
-      return entry.slot == number && !entry.released;
-    });
-    if (!reads) continue;
-    const auto event = backend_.record_event(step.stream);
-    const std::uint32_t use = event ? uses_.add(*event) : kNone;
-    note_last_use(slots_.at(number), step.stream, use);
-    uses_.drop(use);
+    if (std::any_of(taken.begin(), taken.end(),
+                    [&](const Entry& entry) { return entry.slot == number && !entry.released; }))
+      streams.push_back(step.stream);
   }
+  return streams;
 }
 
 ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceId source) {
@@ -235,10 +232,14 @@ ExpertCache::Impl::Spread ExpertCache::Impl::spread_over_lanes(std::uint32_t pie
 Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why,
                                 std::optional<Wire> wire) {
   Slot& slot = slots_.at(number);
-  if (slot.broken) {
-    note_open_readers(number);
-    slots_.restart(number);
+  const std::vector<StreamId> readers = slot.broken ? open_readers(number) : std::vector<StreamId>();
+  for (const StreamId reader : readers) {
+    const auto event = backend_.record_event(reader);
+    const std::uint32_t use = event ? uses_.add(*event) : kNone;
+    note_last_use(slot, reader, use);
+    uses_.drop(use);
   }
+  if (slot.broken) slots_.restart(number);
   const auto all = pieces_of(experts_[slot.expert]);
   groups_used_ = 0;
   const Spread spread = spread_over_lanes(pieces - slot.pieces);
@@ -249,6 +250,7 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
     if (Status given = submit(number, groups_[i], why); !given) status = given;
   slot.pieces = pieces;
   if (!status) slot.broken = true;
+  for (const StreamId reader : readers) order_behind_arrival(reader, slot);
   if (why == Why::demand)
     demand_until_ns_ = busy_until_ns_;
   else

@@ -179,6 +179,7 @@ class ExpertCache::Impl {
   void release(Step& step, Entry& entry, const End& end) HARVEST_REQUIRES(mutex_);
   void note_last_use(Slot& slot, StreamId stream, std::uint32_t event) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] bool is_over(const Use& use) const HARVEST_REQUIRES(mutex_);
+  void order_behind_arrival(StreamId stream, Slot& slot) HARVEST_REQUIRES(mutex_);
   bool deliver(Step& step, Entry& entry, ReadyExpert& answer) HARVEST_REQUIRES(mutex_);
   void count(const Step& step, const ReadyExpert& delivered) HARVEST_REQUIRES(mutex_);
   void judge_layer(const Step& step) HARVEST_REQUIRES(mutex_);
@@ -196,7 +197,7 @@ class ExpertCache::Impl {
   [[nodiscard]] Spread spread_over_lanes(std::uint32_t pieces) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status find_end(Use& use) HARVEST_REQUIRES(mutex_);
-  void note_open_readers(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] std::vector<StreamId> open_readers(std::uint32_t slot) const HARVEST_REQUIRES(mutex_);
   void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, std::optional<Wire> only)
       HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);

@@ -220,6 +220,15 @@ void ExpertCache::Impl::bring_more(Step& step, bool spare_decode) {
       step.status = status;
 }
 
+/// And so `confirm` answers for the slot's bytes.
+void ExpertCache::Impl::order_behind_arrival(StreamId stream, Slot& slot) {
+  slot.delivered = true;
+  if (lanes_.ended(slot.flights)) return;
+  lanes_.order(stream, slot.flights);
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    delivered_[lane] = std::max(delivered_[lane], slot.flights[lane]);
+}
+
 bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
   if (entry.slot == kNone) {
     step.status = fail(ErrorCode::busy, fmt::format("all {} slots are in open steps", slot_count_));
@@ -230,12 +239,7 @@ bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
     if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
       step.status = status;
   if (!step.status) return false;
-  if (!lanes_.ended(slot.flights)) {
-    lanes_.order(step.stream, slot.flights);
-    for (std::size_t lane = 0; lane < kLanes; ++lane)
-      delivered_[lane] = std::max(delivered_[lane], slot.flights[lane]);
-  }
-  slot.delivered = true;
+  order_behind_arrival(step.stream, slot);
   const Tier from = entry.here ? Tier::local : slot.from;
   answer = {experts_[entry.expert].number, entry.slot, memory_ + entry.slot * slot_bytes_, from};
   return true;

@@ -62,6 +62,8 @@ TEST(SharedExperts, WhatComesAnewWaitsForAnOpenStepThatReadsThere) {
   EXPECT_FALSE(world.experts->confirm());
   auto two = world.experts->begin_layer(0, Experts{3}, other);
   ASSERT_TRUE(two);
+  const ReadyExpert again = *ready;
+  world.read(0, again, world.stream);  // nobody told the first step that its expert comes anew
   ready = two->next();
   ASSERT_NE(ready, nullptr);
   world.read(0, *ready, other);
