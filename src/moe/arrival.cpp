@@ -56,10 +56,7 @@ void ExpertCache::Impl::vacate(std::uint32_t slot) {
   Slot& left = slots_.at(slot);
   if (left.expert == kNone) return;
   Expert& expert = experts_[left.expert];
-  if (left.guessed) {
-    const auto pieces = pieces_of(expert).first(left.pieces);
-    for (const Piece& piece : pieces) stats_.wasted_bytes += piece.bytes;
-  }
+  if (left.guessed) stats_.wasted_bytes += left.guessed_bytes;
   expert.slot = kNone;
   slots_.empty(slot, expert.layer);
 }
@@ -198,7 +195,10 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
   if (!given) return given;
   const Tier from = group.source == kHost ? Tier::host : group.source == consumer ? Tier::local : Tier::peer;
   auto& bytes = why == Why::demand ? stats_.demand_bytes : stats_.prefetched_bytes;
-  for (const Copy& copy : group.copies) bytes[static_cast<std::size_t>(from)] += copy.bytes;
+  for (const Copy& copy : group.copies) {
+    bytes[static_cast<std::size_t>(from)] += copy.bytes;
+    if (why == Why::guess) slot.guessed_bytes += copy.bytes;
+  }
 
   Flight flight;
   flight.slot = number;

@@ -78,6 +78,7 @@ void SlotTable::fill(std::uint32_t slot, std::uint32_t expert, std::uint32_t lay
   Slot& filled = slots_[slot];
   filled.expert = expert;
   filled.guessed = filled.expendable = false;
+  filled.guessed_bytes = 0;
   filled.value = value;
   restart(slot);
   layers_[layer].slots.push_back(slot);

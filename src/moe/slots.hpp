@@ -57,6 +57,7 @@ struct Slot {
   bool broken = false;              ///< a copy into it failed
   bool delivered = false;           ///< to a step
   bool guessed = false;             ///< came by a guess, and no step has needed it yet
+  std::uint64_t guessed_bytes = 0;  ///< that came by it
   bool expendable = false;          ///< a wrong guess, or came for prefill: goes first
   double value = 0;                 ///< since its layer passed
   std::vector<Use> uses{};          ///< one of each stream whose work may not be over

@@ -173,15 +173,15 @@ void ExpertLife::check_statistics() {
     brought[static_cast<std::size_t>(device == kHost ? Tier::host
                                      : device == 0   ? Tier::local
                                                      : Tier::peer)] += bytes;
-  std::uint64_t moved = 0;
+  std::uint64_t guessed = 0;
   for (std::size_t tier = 0; tier < kTiers; ++tier) {
-    moved += brought[tier];
+    guessed += stats.prefetched_bytes[tier];
     require(stats.demand_bytes[tier] + stats.prefetched_bytes[tier] == brought[tier],
             "{} bytes came from {}, the statistics say {} + {}", brought[tier],
             to_string(static_cast<Tier>(tier)), stats.demand_bytes[tier], stats.prefetched_bytes[tier]);
   }
   require(stats.guesses_used <= stats.guesses, "{} guesses, {} used", stats.guesses, stats.guesses_used);
-  require(stats.wasted_bytes <= moved, "{} bytes wasted of {}", stats.wasted_bytes, moved);
+  require(stats.wasted_bytes <= guessed, "{} bytes wasted of {}", stats.wasted_bytes, guessed);
   require(stats.slots == plan_.slots && stats.slots_used <= stats.slots, "{} of {} slots used, there are {}",
           stats.slots_used, stats.slots, plan_.slots);
   require(stats.experts_on_peers <= plan_.model.layers * plan_.model.experts, "{} experts on peers",
