@@ -45,7 +45,7 @@ const PolicyFigures& figures_of(const RoutingSummary& summary, std::string_view 
 TEST(RoutingFit, OneSequenceOf128ExpertsIsWithinThreeHundredthsOfPublishedFigures) {
   constexpr double kFar = .03;
   for (const char* model : {"qwen3-30b-a3b", "qwen3-235b-a22b"})
-    for (const std::uint64_t seed : {1, 2, 3}) {
+    for (const std::uint64_t seed : {1U, 2U, 3U}) {
       SCOPED_TRACE(fmt::format("{} seed {}", model, seed));
       const RoutingSummary summary = summary_of(*moe::find_routing_model(model), seed, 1, 256, {257, 257});
       EXPECT_EQ(summary.sequences, 1U);
@@ -63,7 +63,7 @@ TEST(RoutingFit, OneSequenceOf128ExpertsIsWithinThreeHundredthsOfPublishedFigure
 }
 
 TEST(RoutingFit, MixtralIsWithinThePublishedRanges) {
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1U, 2U, 3U}) {
     const RoutingSummary summary = summary_of(*moe::find_routing_model("mixtral-8x7b"), seed, 1, 3000);
     EXPECT_THAT(summary.overlap.mean, AllOf(Ge(.34), Le(.40))) << seed;
     EXPECT_THAT(summary.next_layer.mean, AllOf(Ge(.34), Le(.38))) << seed;
