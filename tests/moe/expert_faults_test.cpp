@@ -346,6 +346,43 @@ TEST(ShortOfEvents, ACopyWithoutAnEventDoesNotCount) {
   EXPECT_TRUE(world.experts->confirm());
 }
 
+/// Copies that take seconds, and no event behind them: the step is refused while they are under way.
+void lose_sight_of_copies(ShortOfEventsWorld& shortage) {
+  World& world = shortage.world;
+  world.pass(1'000'000'000);  // copies to peers
+  FaultPlan plan;
+  plan.slow_copy.rate = 1;
+  plan.slow_copy_factor = 1e7;
+  ASSERT_TRUE(world.backend->set_faults(plan));
+  shortage.backend->refuses = [&](StreamId stream) { return stream != world.stream; };
+  EXPECT_FALSE(world.experts->begin_layer(0, Experts{2}, world.stream));
+  shortage.backend->refuses = {};
+  ASSERT_TRUE(world.backend->set_faults({}));
+}
+
+/// What comes next into the slot waits for them, on whatever lane it comes.
+TEST(ShortOfEvents, CopiesOutOfSightAreNotWrittenOver) {
+  ShortOfEventsWorld shortage;
+  World& world = shortage.world;
+  lose_sight_of_copies(shortage);
+  for (const std::uint32_t expert : {4U, 6U}) world.step(0, {expert, expert + 1});
+  EXPECT_EQ(world.check_reads(), 0U);
+  EXPECT_TRUE(world.experts->confirm());
+}
+
+/// And the peer's memory does not go before they have read it. (The simulation would stop the process.)
+TEST(ShortOfEvents, CopiesOutOfSightHoldWhatTheyRead) {
+  ShortOfEventsWorld shortage;
+  World& world = shortage.world;
+  lose_sight_of_copies(shortage);
+  const auto late = world.cache->reclaim(1, UINT64_MAX, world.backend->now_ns() + 1'000'000);
+  ASSERT_TRUE(late);
+  EXPECT_GT(late->late_bytes, 0U);
+  world.pass(60'000'000'000);
+  EXPECT_EQ(world.cache->stats().reclaims_late, 1U);
+  EXPECT_GE(world.cache->stats().reclaim_returned_bytes, late->returned_bytes + late->late_bytes);
+}
+
 /// However many steps come and go, the events that are kept are bounded.
 TEST(ExpertSteps, LeaveNoEventsBehind) {
   LifeWitness* witness = nullptr;
