@@ -14,8 +14,7 @@ namespace {
 /// service by itself; this bridges the time until it has seen it.
 constexpr TimeNs kAvoidNs = 1'000'000'000;
 
-/// What a flight should at least carry, in time on its wire: lanes that carry equal pieces keep step, and
-/// then the time before each flight's first byte is idle on all of them.
+/// What a flight should at least carry, in time on its wire.
 constexpr TimeNs kFlightNs = 100'000;
 
 constexpr std::size_t place(Wire wire) {
@@ -25,7 +24,7 @@ constexpr std::size_t place(Wire wire) {
 }  // namespace
 
 void ExpertCache::Impl::settle() {
-  for (const FailedFlight& flight : lanes_.settle()) {
+  for (const Flight& flight : lanes_.settle()) {
     ++stats_.failed_arrivals;
     if (flight.source >= 0)
       avoid_until_ns_[static_cast<std::size_t>(flight.source)] = backend_.now_ns() + kAvoidNs;
@@ -209,6 +208,7 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
     slot.flights[group.lane] = departed;
     return {};
   }
+  note_last_use(slot, lanes_.stream(group.lane), kNone);  // it still writes there
   return fail(ErrorCode::unavailable,
               fmt::format("device {} has no event to tell when a copy ends", consumer));
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "moe/lanes.hpp"
 
+#include <iterator>
+#include <utility>
+
 namespace harvest::moe {
 namespace {
 
@@ -29,10 +32,18 @@ Status Lanes::open(DeviceId consumer) {
 }
 
 void Lanes::close() {
-  for (Lane& lane : lanes_) {
+  for (std::size_t number = 0; number < kLanes; ++number) {
+    Lane& lane = lanes_[number];
     for (const Flight& flight : lane.flights) {
       static_cast<void>(backend_.wait_event(flight.event, kNever));
       backend_.release_event(flight.event);
+    }
+    if (!lane.unguarded.empty()) {
+      if (const auto event = record(streams_[number])) {
+        static_cast<void>(backend_.wait_event(*event, kNever));
+        backend_.release_event(*event);
+      }
+      lane.unguarded.clear();
     }
     lane.ended += lane.flights.size();
     lane.flights.clear();
@@ -54,25 +65,42 @@ Result<EventId> Lanes::record(StreamId stream) {
 }
 
 std::uint64_t Lanes::depart(std::size_t number, Flight flight, std::vector<Lease>& leases) {
-  const auto event = record(streams_[number]);
-  if (event && !leases.empty()) order(lease_stream_, *event);
+  Lane& lane = lanes_[number];
+  lane.unguarded.insert(lane.unguarded.end(), std::make_move_iterator(leases.begin()),
+                        std::make_move_iterator(leases.end()));
   leases.clear();
+  const auto event = record(streams_[number]);
+  guard(lane, event);
   if (!event) return 0;
   flight.event = *event;
-  Lane& lane = lanes_[number];
   lane.flights.push_back(flight);
   return lane.ended + lane.flights.size();
 }
 
-const std::vector<FailedFlight>& Lanes::settle() {
+/// A device that is lost, or has no such stream, copies nothing any more.
+void Lanes::guard(Lane& lane, const Result<EventId>& event) {
+  if (lane.unguarded.empty()) return;
+  if (event)
+    order(lease_stream_, *event);
+  else if (event.error().code != ErrorCode::unavailable && event.error().code != ErrorCode::not_found)
+    return;
+  lane.unguarded.clear();
+}
+
+const std::vector<Flight>& Lanes::settle() {
   failed_.clear();
-  for (Lane& lane : lanes_) {
+  for (std::size_t number = 0; number < kLanes; ++number) {
+    Lane& lane = lanes_[number];
+    if (!lane.unguarded.empty()) {
+      const auto event = backend_.record_event(streams_[number]);
+      guard(lane, event);
+      if (event) backend_.release_event(*event);
+    }
     while (!lane.flights.empty()) {
       const Flight& flight = lane.flights.front();
       const EventState state = backend_.query_event(flight.event);
       if (state == EventState::pending) break;
-      if (state == EventState::failed)
-        failed_.push_back({flight.slot, flight.content, flight.expert, flight.source});
+      if (state == EventState::failed) failed_.push_back(flight);
       backend_.release_event(flight.event);
       lane.flights.pop_front();
       ++lane.ended;

@@ -8,8 +8,9 @@
 #include <deque>
 #include <vector>
 
-/// The streams that bring experts to their slots. Peers and host are two wires; each has two lanes, so that
-/// one copy's latency hides behind another's bytes.
+/// The streams that bring experts to their slots. Peers and host are two wires. The peers' has three lanes,
+/// so that one copy's latency hides behind another's bytes; the host's is slow enough to hide it by itself.
+/// Together they are as many as a data-centre GPU has copy engines.
 namespace harvest::moe {
 
 enum class Wire : std::uint8_t { peers, host };
@@ -23,14 +24,6 @@ struct Flight {
   EventId event = EventId::none;
   std::uint32_t slot = 0;
   std::uint64_t content = 0;  ///< which of the slot's contents this is a part of
-  std::uint32_t expert = 0;
-  DeviceId source = kHost;
-};
-
-/// A flight that did not arrive.
-struct FailedFlight {
-  std::uint32_t slot = 0;
-  std::uint64_t content = 0;
   std::uint32_t expert = 0;
   DeviceId source = kHost;
 };
@@ -67,12 +60,13 @@ class Lanes {
   [[nodiscard]] static std::size_t host_lane() { return kLanesOfWire[0]; }
 
   /// Copies were given to the lane's stream: records their end, and releases the leases under which they
-  /// read. Answers the flight's number; 0 if the device can give no event any more, and then nobody can say
-  /// when they end.
+  /// read. Answers the flight's number; 0 if the device has no event for it, and then nobody can say when
+  /// they end: their leases are held until it has one, and who writes their destination asks the lane's
+  /// stream.
   [[nodiscard]] std::uint64_t depart(std::size_t lane, Flight flight, std::vector<Lease>& leases);
 
   /// Takes out the flights that have ended, and answers those that failed. Good until the next call.
-  const std::vector<FailedFlight>& settle();
+  const std::vector<Flight>& settle();
   [[nodiscard]] bool any_under_way() const;
   [[nodiscard]] bool any_under_way(Wire wire) const;
   [[nodiscard]] bool ended(const FlightNumbers& numbers) const;
@@ -89,7 +83,10 @@ class Lanes {
   struct Lane {
     std::deque<Flight> flights;  ///< the first has number `ended + 1`
     std::uint64_t ended = 0;
+    std::vector<Lease> unguarded;  ///< of copies without an event
   };
+  /// Lets go of a lane's leases, if there is an event behind the copies that read under them.
+  void guard(Lane& lane, const Result<EventId>& event);
   [[nodiscard]] EventId event_of(std::size_t lane, std::uint64_t number) const;
 
   Backend& backend_;
@@ -97,7 +94,7 @@ class Lanes {
   StreamId lease_stream_ = StreamId::none;
   std::array<Lane, kLanes> lanes_{};
   std::size_t turn_ = 0;  ///< of the peers' lanes
-  std::vector<FailedFlight> failed_;
+  std::vector<Flight> failed_;
 };
 
 }  // namespace harvest::moe

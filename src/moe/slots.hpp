@@ -38,8 +38,9 @@ class UseEvents {
   std::vector<std::uint32_t> free_;
 };
 
-/// The last use of a slot on one stream. Where the driver had no event for it, however often it was asked,
-/// there is none yet: who writes the slot next asks again, and waits for more than it would have to.
+/// The last use of a slot on one stream: a step's, or a lane's that has no event for what it writes there.
+/// Where the driver had no event for it, however often it was asked, there is none yet: who writes the slot
+/// next asks again, and waits for more than it would have to.
 struct Use {
   StreamId stream = StreamId::none;
   std::uint32_t event = kNone;
