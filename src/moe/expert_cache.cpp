@@ -30,7 +30,7 @@ Status check(const ExpertCacheConfig& config) {
     return fail(ErrorCode::invalid_argument,
                 fmt::format("piece_bytes is {}, the limits are {} and {}", config.piece_bytes,
                             kLeastPieceBytes, kMostPieceBytes));
-  const std::uint64_t slot = round_up(config.model.expert_bytes(), kSlotAlignment);
+  const std::uint64_t slot = config.model.slot_bytes();
   const std::uint64_t needed = std::min(2U, config.model.layers * config.model.experts) * slot;
   if (config.local_budget_bytes < needed)
     return fail(ErrorCode::invalid_argument,
@@ -47,7 +47,7 @@ Status check(const ExpertCacheConfig& config) {
 }
 
 std::uint32_t slots_for(const ExpertCacheConfig& config) {
-  const std::uint64_t slot = round_up(config.model.expert_bytes(), kSlotAlignment);
+  const std::uint64_t slot = config.model.slot_bytes();
   const std::uint64_t experts = static_cast<std::uint64_t>(config.model.layers) * config.model.experts;
   return static_cast<std::uint32_t>(std::min(config.local_budget_bytes / slot, experts));
 }
@@ -73,7 +73,7 @@ ExpertCache::Impl::Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue sl
     : cache_(cache),
       backend_(cache.backend()),
       config_(std::move(config)),
-      slot_bytes_(round_up(config_.model.expert_bytes(), kSlotAlignment)),
+      slot_bytes_(config_.model.slot_bytes()),
       slot_count_(slots_for(config_)),
       slot_value_(std::move(slot_value)),
       uses_(backend_),

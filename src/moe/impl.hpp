@@ -24,8 +24,8 @@
 ///   rebalance.cpp     what moves between peers and host
 namespace harvest::moe {
 
-/// Slots, and pieces within them, begin at multiples of this.
-inline constexpr std::uint64_t kSlotAlignment = 256;
+/// Pieces begin at multiples of this in a slot.
+inline constexpr std::uint64_t kPieceAlignment = 256;
 [[nodiscard]] constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;
 }

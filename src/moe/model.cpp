@@ -35,6 +35,11 @@ std::uint64_t ModelDescription::expert_bytes() const {
   return tensor_offset(tensors.size());
 }
 
+std::uint64_t ModelDescription::slot_bytes() const {
+  constexpr std::uint64_t kAlignment = 256;  // of what a driver's own allocations begin at
+  return (expert_bytes() + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 Status ModelDescription::validate() const {
   if (layers < 1 || layers > kMostLayers) return outside("layers", layers, 1, kMostLayers);
   if (experts < 1 || experts > kMostExperts) return outside("experts", experts, 1, kMostExperts);

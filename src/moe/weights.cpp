@@ -28,7 +28,7 @@ std::vector<Piece> ExpertCache::Impl::cut(std::uint32_t layer, std::uint32_t num
   std::vector<Piece> pieces;
   const auto add_run = [&](std::uint64_t begin, std::uint64_t end, const std::byte* source) {
     const std::uint64_t count = (end - begin + config_.piece_bytes - 1) / config_.piece_bytes;
-    const std::uint64_t most = round_up((end - begin + count - 1) / count, kSlotAlignment);
+    const std::uint64_t most = round_up((end - begin + count - 1) / count, kPieceAlignment);
     for (std::uint64_t at = begin; at < end; at += most) {
       const Key key(config_.key_space, static_cast<std::uint64_t>(layer) << 40 |
                                            static_cast<std::uint64_t>(number) << 20 | pieces.size());

@@ -49,7 +49,7 @@ void ExpertLife::build_machine() {
   }
   for (std::uint32_t i = 0; i < plan_.streams; ++i) streams_.push_back(*backend_->create_stream(0));
   next_layer_.assign(plan_.streams, 0);
-  const std::uint64_t stride = round_up(plan_.model.expert_bytes(), 256);
+  const std::uint64_t stride = plan_.model.slot_bytes();
   buffers_ = *backend_->map_segment(0, round_up(kBuffers * stride, kGranularity), {});
   for (std::size_t i = 0; i < kBuffers; ++i) free_buffers_.push_back(buffers_ + i * stride);
 
@@ -71,7 +71,7 @@ void ExpertLife::build_caches() {
   require(made.has_value(), "no cache of experts: {}", made ? std::string() : made.error().message);
   experts_ = std::move(*made);
   first_slot_ = experts_->slot_address(0);
-  slot_stride_ = round_up(plan_.model.expert_bytes(), 256);
+  slot_stride_ = plan_.model.slot_bytes();
   require(experts_->slots() == plan_.slots, "{} slots, expected {}", experts_->slots(), plan_.slots);
   witness_->watch_slots(first_slot_, plan_.slots * slot_stride_);
 

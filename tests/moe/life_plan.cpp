@@ -77,7 +77,7 @@ ExpertCacheConfig draw_experts(Random& random, const ModelDescription& model, st
   const std::uint32_t all = model.layers * model.experts;
   const auto most = std::max<std::uint32_t>(2, all + 2);
   slots = static_cast<std::uint32_t>(random.chance(0.4) ? random.between(2, 5) : random.between(2, most));
-  config.local_budget_bytes = slots * ((model.expert_bytes() + 255) / 256 * 256);
+  config.local_budget_bytes = slots * model.slot_bytes();
   slots = std::min(slots, all);
   config.piece_bytes = random.between(1, 3) * 64 * kKiB;
   config.eviction = one_of(random, expert_eviction_names());

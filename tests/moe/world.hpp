@@ -52,7 +52,7 @@ class World {
     cache = *PeerCache::create(*seen, peers);
     ExpertCacheConfig config;
     config.model = model;
-    config.local_budget_bytes = options.slots * ((model.expert_bytes() + 255) / 256 * 256);
+    config.local_budget_bytes = options.slots * model.slot_bytes();
     config.piece_bytes = 64ULL << 10;
     if (options.with) options.with(config);
     auto made = ExpertCache::create(*cache, config);

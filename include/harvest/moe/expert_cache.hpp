@@ -21,16 +21,15 @@
 /// local slots, the next on peers. A layer step names its experts at once and gets them in the order in which
 /// they become ready:
 ///
-///     auto experts = moe::ExpertCache::create(*peer_cache, {.model = model, .local_budget_bytes = 20 *
-///     GiB}); for (...) (*experts)->add_expert(layer, expert, weights_of(layer, expert));
+///     auto experts = moe::ExpertCache::create(*peer_cache, {.model = model, .local_budget_bytes = bytes});
+///     for (...) (*experts)->add_expert(layer, expert, weights_of(layer, expert));
 ///
-///     auto step = (*experts)->begin_layer(layer, routed, stream);        // after the router
-///     while (const moe::ReadyExpert* expert = step->next())              // `stream` waits for its bytes
+///     auto step = (*experts)->begin_layer(layer, routed, stream);  // after the router
+///     while (const moe::ReadyExpert* expert = step->next())        // `stream` waits for its bytes
 ///       launch_expert(expert->expert, expert->address, stream);
-///     (*experts)->end_layer(std::move(*step));                           // slots may be refilled behind the
-///     stream
+///     (*experts)->end_layer(std::move(*step));    // slots may be refilled behind the stream
 ///     ...
-///     if (!(*experts)->confirm()) recompute();                           // once a token, before it is shown
+///     if (!(*experts)->confirm()) recompute();    // once a token, before it is shown
 namespace harvest::moe {
 
 /// What an eviction policy may know of an expert in a slot. Time is counted in decode's layer steps; a pass
@@ -59,7 +58,8 @@ using SlotValue = std::function<double(const SlotFacts&)>;
 
 struct ExpertCacheConfig {
   ModelDescription model;
-  std::uint64_t local_budget_bytes = 0;  ///< of the consumer's memory for slots; at least two experts
+  /// Of the consumer's memory for slots, of `ModelDescription::slot_bytes` each; at least two.
+  std::uint64_t local_budget_bytes = 0;
   /// Experts travel in pieces of at most this, so that peers and host can each carry a part of one.
   std::uint64_t piece_bytes = 8ULL << 20;
   /// Upper half of all keys; two caches on one PeerCache differ here.
@@ -71,7 +71,8 @@ struct ExpertCacheConfig {
   double prefetch_probability = 0.5;  ///< guesses below are not followed
   std::uint32_t prefetch_layers = 1;  ///< how far ahead guesses are asked for
   /// How long a wire may be busy with guesses that no step waits for, and so for how long a wrong one may
-  /// hold up the next step. 0: for as long as wires were idle between steps lately.
+  /// hold up the next step. 0: for so long that hardly any guess was still on its way when a step began
+  /// lately.
   TimeNs prefetch_window_ns = 0;
 
   /// What the rebalancer may move to peers; 0: nothing moves by itself.
@@ -187,9 +188,10 @@ class ExpertCache {
 
   /// Decides at once for all experts of a layer step: which are here, which come, what goes for them; and
   /// begins the copies. `experts` may repeat; each is delivered once. Nothing a step needs is evicted for it
-  /// or for a prefetch. Prefill's experts are the first to go afterwards, and teach nothing. The stream is
-  /// one of the consumer's that is not being captured, and may be destroyed when the step has ended. Events
-  /// are recorded on it: an event of the caller's tells of failed work since the last of those. Errors:
+  /// or for a prefetch. Prefill's experts are the first to go afterwards, and teach nothing: a layer that
+  /// computes both begins a step for each, with the experts that both need in decode's. The stream is one of
+  /// the consumer's that is not being captured, and may be destroyed when the step has ended. Events are
+  /// recorded on it: an event of the caller's tells of failed work since the last of those. Errors:
   /// invalid_argument (layer, expert, stream), not_found (an expert that was not added), busy (too many steps
   /// are open, or all slots are in open steps), not_supported (the stream is being captured), and those of
   /// `PeerCache::fetch`.

@@ -36,8 +36,10 @@ struct ModelDescription {
   std::uint32_t top_k = 0;          ///< that a token is sent to
   std::vector<TensorSpec> tensors;  ///< of each expert, in the order in which they lie in a slot
 
-  /// Of one expert in a slot.
+  /// Of one expert's tensors as they lie in a slot.
   [[nodiscard]] std::uint64_t expert_bytes() const;
+  /// Of a slot: `expert_bytes`, rounded up to a multiple of 256.
+  [[nodiscard]] std::uint64_t slot_bytes() const;
   /// Where a tensor begins in its expert's slot.
   [[nodiscard]] std::uint64_t tensor_offset(std::size_t tensor) const;
   /// Errors: invalid_argument (names the field, value and limit): 1 to 1,024 layers, 1 to 1,024 experts,

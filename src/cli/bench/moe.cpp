@@ -31,7 +31,7 @@ constexpr const char* kTeaching =
     "\n"
     "Example:\n"
     "  harvest bench moe --model mixtral-8x7b --batch 8 --local-fraction 0.5\n"
-    "  harvest bench moe --system dgx-h100 --model qwen3-235b-a22b --batch 1,8,32 --predictor next_layer\n"
+    "  harvest bench moe --system dgx-h100 --model qwen3-235b-a22b --batch 1,8 --local-fraction 0.1\n"
     "  harvest bench moe --phase prefill --tokens 2048 --owner-activity bursty --json";
 
 struct Options {
@@ -148,11 +148,10 @@ Result<MoeRun> run_of(const Options& options) {
   return run;
 }
 
-Json to_json(const Options& options, const MoeRun& run, const std::vector<Case>& cases) {
-  Json json;
-  json["benchmark"] = "moe";
-  json["simulated"] = true;
-  json["system"] = run.machine.name;
+Result<Json> to_json(const Options& options, const MoeRun& run, const std::vector<Case>& cases) {
+  const auto backend = make_simulated_backend(run.machine, {.bytes = SimulatedBytes::phantom});
+  if (!backend) return tl::unexpected(backend.error());
+  Json json = header_of(**backend, false, "moe");
   json["model"] = run.shape.name;
   json["expert_bytes"] = run.shape.expert_bytes();
   json["pool_bytes"] = run.shape.pool_bytes();
@@ -251,10 +250,13 @@ Exit run(const Options& options) {
       cases.push_back(std::move(one));
     }
   }
-  if (options.json)
-    print_json(to_json(options, *base, cases));
-  else
+  if (!options.json) {
     print_tables(options, *base, cases);
+    return Exit::ok;
+  }
+  const auto json = to_json(options, *base, cases);
+  if (!json) return complain_of("moe", json.error());
+  print_json(*json);
   return Exit::ok;
 }
 

@@ -107,7 +107,6 @@ class CachedServer {
     config.local_budget_bytes = budget_bytes();
     config.eviction = run_.eviction;
     config.predictor = run_.predictor;
-
     auto experts = moe::ExpertCache::create(*cache_, config);
     if (!experts) return tl::unexpected(experts.error());
     experts_ = std::move(*experts);
@@ -134,11 +133,12 @@ class CachedServer {
       const LayerWork& work = work_.layer(step, layer);
       server_->compute(work.attention_ns);
       if (Status routed = server_->finish(); !routed) return routed;
-      work_off(layer);
+      work_off();
       if (Status computed = this->layer(layer, work, step.phase()); !computed) return computed;
     }
     experts_->poll();
-    return server_->finish();
+    if (Status computed = server_->finish(); !computed) return computed;
+    return experts_->confirm();
   }
 
   /// What is counted begins here.
@@ -176,15 +176,15 @@ class CachedServer {
 
  private:
   [[nodiscard]] std::uint64_t budget_bytes() const {
-    const std::uint64_t slot = (run_.shape.expert_bytes() + 255) / 256 * 256;
     const auto experts = static_cast<double>(run_.shape.layers) * run_.shape.experts;
-    // Something must be there to compute from: two experts, one in use and one that comes.
     const auto slots = static_cast<std::uint64_t>(std::llround(run_.local_fraction * experts));
-    return std::max<std::uint64_t>(slots, std::min<std::uint64_t>(kStagingSlots, run_.shape.experts)) * slot;
+    // Something must be there to compute from, while others come.
+    const auto least = std::min<std::uint64_t>(kStagingSlots, run_.shape.experts);
+    return std::max(slots, least) * run_.shape.description().slot_bytes();
   }
 
   /// What owners and the caches want to do by now.
-  void work_off(std::uint32_t) {
+  void work_off() {
     if (owners_->next_ns() <= server_->backend->now_ns()) owners_->act(cache_.get());
     if (next_poll_ns_ > server_->backend->now_ns()) return;
     next_poll_ns_ = cache_->poll();

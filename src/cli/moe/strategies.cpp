@@ -138,14 +138,34 @@ Result<MoeFigures> run_expert_parallel(const MoeRun& run) {
   return figures;
 }
 
+namespace {
+
+/// Why the experts that are to be local cannot be; empty: they can.
+std::string too_large(const MoeRun& run) {
+  const std::uint64_t memory = run.machine.devices[0].info.total_bytes;
+  const auto local =
+      static_cast<std::uint64_t>(run.local_fraction * static_cast<double>(run.shape.pool_bytes()));
+  if (local + kOtherBytes <= memory) return {};
+  return fmt::format("{:g} of the experts, {}, do not fit on a GPU of {}", run.local_fraction,
+                     format_bytes(local), format_bytes(memory));
+}
+
+}  // namespace
+
 Result<MoeFigures> run_strategy(const MoeRun& run, std::string_view strategy, Progress& progress) {
   if (strategy == "all_local") return run_all_local(run);
   if (strategy == "expert_parallel") return run_expert_parallel(run);
-  if (strategy == "host") return run_with_cache(run, false, progress);
+  if (std::ranges::find(kNames, strategy) == kNames.end())
+    return fail(ErrorCode::not_found,
+                fmt::format("no strategy '{}'; known are {}", strategy, fmt::join(kNames, ", ")));
+  if (const std::string why = too_large(run); !why.empty()) {
+    MoeFigures figures;
+    figures.strategy = strategy;
+    figures.absent = why;
+    return figures;
+  }
   if (strategy == "static_peer") return run_static_peer(run, progress);
-  if (strategy == "harvest") return run_with_cache(run, true, progress);
-  return fail(ErrorCode::not_found,
-              fmt::format("no strategy '{}'; known are {}", strategy, fmt::join(kNames, ", ")));
+  return run_with_cache(run, strategy == "harvest", progress);
 }
 
 }  // namespace harvest::cli

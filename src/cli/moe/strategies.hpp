@@ -47,7 +47,7 @@ struct MoeFigures {
   double tokens_per_s = 0;
   std::array<double, kTiers> hit{};  ///< shares of the experts that steps needed
   double exposed_stall = 0;          ///< share of the time in which the GPU waited for experts
-  double bound_tokens_per_s = 0;     ///< see `bound_ns`; 0: not known
+  double bound_tokens_per_s = 0;     ///< of a roofline with the same information; 0: not known
   std::uint64_t bytes_moved = 0;     ///< to the consumer
   moe::ExpertCacheStats cache{};     ///< of strategies with one
   OwnerFigures owners{};
