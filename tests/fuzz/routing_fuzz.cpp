@@ -10,6 +10,7 @@
 
 #include "base/assert.hpp"
 #include "fuzz/memory_file.hpp"
+#include "fuzz/refused_line.hpp"
 
 namespace harvest::fuzz {
 namespace {
@@ -62,15 +63,6 @@ void check_accepted(const moe::RoutingTrace& trace) {
   check_written(trace, plain.path());
 }
 
-void check_refused(const Error& error, const std::string& path) {
-  HARVEST_ASSERT(error.code == ErrorCode::malformed, error.message);
-  const std::size_t digits = path.size() + 1;
-  const std::size_t colon = error.message.find_first_not_of("0123456789", digits);
-  HARVEST_ASSERT(error.message.starts_with(path + ":") && colon != digits &&
-                     error.message.compare(colon, 2, ": ") == 0 && error.message.size() < 512,
-                 error.message);
-}
-
 /// Limits refuse, and change nothing else.
 void check_limits(const Result<moe::RoutingTrace>& trace, const std::string& path) {
   const auto limited = moe::read_routing(path, kShape, {.line_bytes = 100, .text_bytes = 512});
@@ -92,6 +84,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (trace)
     fuzz::check_accepted(*trace);
   else
-    fuzz::check_refused(trace.error(), file.path());
+    fuzz::check_refused_line(trace.error(), file.path());
   return 0;
 }
