@@ -93,6 +93,8 @@ inline constexpr Cost kPcieToHostLatency{
     1'900, "measured on an RTX 4090, estimate elsewhere: NVlabs/cuda-oxide#976"};
 inline constexpr Cost kC2cLatency{2'000, "estimate: as NVLink"};
 inline constexpr Cost kKernelLatency{1'000, "estimate: start of a copy kernel"};
+inline constexpr Cost kKernelRun{10,
+                                 "estimate: a run's descriptor takes 2 us, some 200 thread blocks at once"};
 
 // --- the driver's memory functions -------------------------------------------------------------------------
 

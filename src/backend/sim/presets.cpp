@@ -124,15 +124,16 @@ class Builder {
   };
   void add_link(Ends ends, const Bandwidth& bandwidth, const Cost& latency,
                 std::vector<std::uint32_t> ports) {
-    const LinkInfo info{.from = ends.from,
-                        .to = ends.to,
-                        .kind = ends.kind,
-                        .peer_access = ends.peer_access,
-                        .bandwidth_bytes_per_s = bandwidth.bytes_per_s,
-                        .latency_ns = latency.ns,
-                        .issue_ns = recipe_.issue.ns,
-                        .issue_batched_ns = recipe_.issue_batched.ns,
-                        .source = bandwidth.source};
+    const LinkInfo info{
+        .from = ends.from,
+        .to = ends.to,
+        .kind = ends.kind,
+        .peer_access = ends.peer_access,
+        .bandwidth_bytes_per_s = bandwidth.bytes_per_s,
+        .latency_ns = latency.ns,
+        .issue_ns = recipe_.issue.ns,
+        .issue_batched_ns = ends.kind == LinkKind::same_device ? kKernelRun.ns : recipe_.issue_batched.ns,
+        .source = bandwidth.source};
     machine_.links.push_back({info, std::move(ports)});
   }
 
