@@ -41,7 +41,10 @@ constexpr std::array kHeaderFloors{
     Floor{"moe/predictor.hpp", 4},
     Floor{"moe/routing.hpp", 4},
     Floor{"moe/expert_cache.hpp", 4},
-    Floor{"kv.hpp", 4},
+    Floor{"kv/layout.hpp", 4},
+    Floor{"kv/keys.hpp", 4},
+    Floor{"kv/block_cache.hpp", 4},
+    Floor{"kv/turns.hpp", 4},
     Floor{"harvest.hpp", 5},
 };
 
