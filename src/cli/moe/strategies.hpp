@@ -13,7 +13,7 @@
 #include <string>
 #include <string_view>
 
-#include "cli/moe/roofline.hpp"
+#include "cli/roofline.hpp"
 #include "cli/moe/shapes.hpp"
 #include "cli/output.hpp"
 #include "cli/owners.hpp"
