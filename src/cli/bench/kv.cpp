@@ -23,7 +23,7 @@ void add_kv(CLI::App& bench, Action& chosen) {
   command->footer(kTeaching);
   command->require_subcommand(0, 1);
   add_kv_serve(*command, chosen);
-  add_kv_turns(*command, chosen);
+  // TURNS
   command->callback([command, &chosen] {
     if (command->get_subcommands().empty())
       chosen = [] {
