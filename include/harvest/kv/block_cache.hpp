@@ -64,9 +64,10 @@ struct BlockCacheConfig {
 
   /// Layers that come with one event. 0: as few as keep the fastest wire busy.
   std::uint32_t group_layers = 0;
-  /// Of copies given to each wire ahead of the work that waits for them. A load that is cancelled, and
-  /// everything behind it, waits for what was given.
-  std::uint64_t ahead_bytes = 256ULL << 20;
+  /// For how long the host's wire is given copies ahead; `poll` has to be called at least that often to keep
+  /// it busy, and a load that is cancelled waits for what was given. What peers have is given at once, so
+  /// that no load holds their memory for longer than the copies take.
+  TimeNs ahead_ns = 50'000'000;
   /// Blocks on their way from pages into the cache at a time; each takes memory of its size on the consumer.
   std::uint32_t store_buffers = 2;
 
@@ -79,9 +80,9 @@ struct PrefixMatch {
   std::size_t blocks = 0;                     ///< from the first on, without a gap
   std::vector<Tier> tiers;                    ///< of each of these; `local`: in pages that `note_local` named
   std::array<std::uint64_t, kTiers> bytes{};  ///< to load, by tier; 0 for `local`
-  TimeNs load_ns = 0;         ///< expected from now on, behind loads that were begun before
-  TimeNs first_layers_ns = 0; ///< until the first group of layers is there
-  TimeNs recompute_ns = 0;    ///< instead, by `recompute_ns_per_token`; of blocks that are not local
+  TimeNs load_ns = 0;                         ///< expected from now on, behind loads that were begun before
+  TimeNs first_layers_ns = 0;                 ///< until the first group of layers is there
+  TimeNs recompute_ns = 0;  ///< instead, by `recompute_ns_per_token`; of blocks that are not local
 };
 
 class BlockCache;
@@ -127,16 +128,17 @@ class BlockLoad {
 
 /// Counters since the cache was made, of blocks unless they say bytes.
 struct BlockCacheStats {
-  std::uint64_t lookups = 0;                        ///< calls
-  std::uint64_t looked_up = 0;                      ///< in them: `== found[...] summed + not_found`
-  std::array<std::uint64_t, kTiers> found{};        ///< of usable prefixes, by tier
-  std::uint64_t not_found = 0;                      ///< behind the prefix, or in no tier
-  std::array<std::uint64_t, kTiers> loaded{};       ///< by the slowest tier that a part came from
-  std::array<std::uint64_t, kTiers> loaded_bytes{}; ///< by tier
+  std::uint64_t lookups = 0;                         ///< calls
+  std::uint64_t looked_up = 0;                       ///< in them: `== found[...] summed + not_found`
+  std::array<std::uint64_t, kTiers> found{};         ///< of usable prefixes, by tier
+  std::uint64_t not_found = 0;                       ///< behind the prefix, or in no tier
+  std::array<std::uint64_t, kTiers> loaded{};        ///< by the slowest tier that a part came from
+  std::array<std::uint64_t, kTiers> loaded_bytes{};  ///< by tier
   std::uint64_t loads = 0;
-  std::uint64_t retried = 0;       ///< a copy failed, and another tier was asked
-  std::uint64_t recompute = 0;     ///< did not come: gone, failed, or cancelled
-  std::uint64_t stores_asked = 0;  ///< `== stored + stores_known + stores_refused + stores_given_up + under way`
+  std::uint64_t retried = 0;    ///< a copy failed, and another tier was asked
+  std::uint64_t recompute = 0;  ///< did not come: gone, failed, or cancelled
+  std::uint64_t stores_asked =
+      0;  ///< `== stored + stores_known + stores_refused + stores_given_up + under way`
   std::uint64_t stored = 0;
   std::uint64_t stores_known = 0;     ///< were in the cache already
   std::uint64_t stores_refused = 0;   ///< no room, or a copy failed
@@ -198,8 +200,8 @@ class BlockCache {
   /// their numbers: `block_pages` for each), until `forget_local`. Lookups answer `local` for them.
   Status note_local(std::span<const Key> keys, std::span<const std::uint32_t> pages);
   void forget_local(std::span<const Key> keys);
-  /// The pages of a local block; empty if it is not. Good until the block is forgotten.
-  [[nodiscard]] std::span<const std::uint32_t> local_pages(const Key& key) const;
+  /// The pages of a local block; empty if it is not.
+  [[nodiscard]] std::vector<std::uint32_t> local_pages(const Key& key) const;
 
   /// Where a block would be served now: `none` if it is gone. A request's table of blocks is this for each.
   [[nodiscard]] Tier locate(const Key& key) const;
