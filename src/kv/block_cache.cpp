@@ -110,7 +110,8 @@ BlockCache::Impl::Impl(PeerCache& cache, BlockCacheConfig config, BlockShape sha
 Result<std::unique_ptr<BlockCache::Impl>> BlockCache::Impl::create(PeerCache& cache,
                                                                    BlockCacheConfig config) {
   if (Status status = check_config(cache, config); !status) return tl::unexpected(status.error());
-  if (config.block_pages == 0) config.block_pages =
+  if (config.block_pages == 0)
+    config.block_pages =
         default_block_tokens(config.layout.layers, config.layout.page_tokens) / config.layout.page_tokens;
   if (config.group_layers == 0)
     config.group_layers = default_group_layers(cache, config.layout, config.block_pages);

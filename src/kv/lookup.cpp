@@ -30,7 +30,8 @@ PrefixMatch BlockCache::Impl::lookup(std::span<const Key> keys) {
   settle_flights();
   for (const Key& key : keys) {
     Tier tier = Tier::local;
-    if (!local_.contains(key)) tier = stored_.contains(object_key(key)) ? cache_.locate(object_key(key)) : Tier::none;
+    if (!local_.contains(key))
+      tier = stored_.contains(object_key(key)) ? cache_.locate(object_key(key)) : Tier::none;
     if (tier == Tier::none) break;
     match.tiers.push_back(tier);
     ++stats_.found[static_cast<std::size_t>(tier)];

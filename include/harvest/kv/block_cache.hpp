@@ -74,8 +74,8 @@ struct BlockCacheConfig {
   std::function<void(const BlockEvent&)> on_event{};
 };
 
-/// Of whole pages, as many tokens as make the largest layer's part of a block 1 MiB; at most 512, at least one
-/// page. Requires: a layer that keeps something.
+/// Of whole pages, as many tokens as make the largest layer's part of a block 1 MiB; at most 512, at least
+/// one page. Requires: a layer that keeps something.
 [[nodiscard]] std::uint32_t default_block_tokens(std::span<const KvLayer> layers, std::uint32_t page_tokens);
 
 /// A prompt's longest prefix that need not be computed.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/arguments.hpp"
+#include "cli/bench/bench.hpp"
 #include "cli/bench/kv.hpp"
 #include "cli/bench/kv_fetch_world.hpp"
 #include "cli/output.hpp"
@@ -18,8 +19,10 @@ namespace {
 constexpr const char* kTeaching =
     "Brings prefixes back into an engine's pages, from a peer and from host memory, with the cache of blocks "
     "and\n"
-    "with the naive loop: a copy for each run of bytes that lies together in a page. The pages are scattered.\n"
-    "`first` is the time until work on layer 0 can begin. `of wires` is the gain from the peer over the host, "
+    "with the naive loop: a copy for each run of bytes that lies together in a page. The pages are "
+    "scattered.\n"
+    "`first` is the time until work on layer 0 can begin. `of wires` is the gain from the peer over the "
+    "host, "
     "as a\n"
     "share of the two wires' ratio, which is the most that there is to gain.\n"
     "\n"
@@ -86,8 +89,7 @@ Status measure(const MeasuredMachine& machine, DeviceId consumer, DeviceId peer,
     if (!ours) return tl::unexpected(ours.error());
     const auto naive = (*world)->naive();
     if (!naive) return tl::unexpected(naive.error());
-    figures = {*ours, *naive,
-               wire_of(machine.backend(), tier == Tier::peer ? peer : kHost, consumer)};
+    figures = {*ours, *naive, wire_of(machine.backend(), tier == Tier::peer ? peer : kHost, consumer)};
     row.blocks = (*world)->blocks();
     row.block_tokens = (*world)->block_tokens();
     row.bytes = (*world)->bytes();
@@ -113,8 +115,8 @@ Result<kv::KvArrangement> check(const Options& options) {
   if (!arrangement) return fail(arrangement.error().code, "--arrangement: " + arrangement.error().message);
   if (options.block_tokens % options.page_tokens != 0)
     return fail(ErrorCode::invalid_argument,
-                fmt::format("--block-tokens: {} is not a multiple of a page of {} tokens", options.block_tokens,
-                            options.page_tokens));
+                fmt::format("--block-tokens: {} is not a multiple of a page of {} tokens",
+                            options.block_tokens, options.page_tokens));
   return arrangement;
 }
 
@@ -201,20 +203,21 @@ Json to_json(const MeasuredMachine& machine, const Options& options, const std::
 }
 
 void print_table(const MeasuredMachine& machine, const Options& options, const std::vector<Row>& rows) {
-  Table table({"model", "tokens", "bytes", "peer", "first", "host", "gain", "of wires", "naive peer", "naive host",
-               "naive gain", "arrived"});
+  Table table({"model", "tokens", "bytes", "peer", "first", "host", "gain", "of wires", "naive peer",
+               "naive host", "naive gain", "arrived"});
   std::vector<std::string> notes;
   for (const Row& row : rows) {
     if (!row.absent.empty()) {
       notes.push_back(fmt::format("{} of {} tokens: {}", row.model, row.tokens, row.absent));
       continue;
     }
-    table.add({row.model, format_count(row.tokens), format_bytes(row.bytes), format_time(row.peer.ours.all_ns),
-               format_time(row.peer.ours.first_layers_ns), format_time(row.host.ours.all_ns),
-               fmt::format("{:.2f}x", row.gain()), fmt::format("{:.1f} %", 100 * row.of_wires()),
-               format_time(row.peer.naive.all_ns), format_time(row.host.naive.all_ns),
-               fmt::format("{:.2f}x", row.naive_gain()),
-               row.wrong_runs == 0 ? "right" : format_count(row.wrong_runs) + " runs WRONG"});
+    table.add(
+        {row.model, format_count(row.tokens), format_bytes(row.bytes),
+         format_ns(static_cast<double>(row.peer.ours.all_ns)), format_ns(row.peer.ours.first_layers_ns),
+         format_ns(static_cast<double>(row.host.ours.all_ns)), fmt::format("{:.2f}x", row.gain()),
+         fmt::format("{:.1f} %", 100 * row.of_wires()), format_ns(static_cast<double>(row.peer.naive.all_ns)),
+         format_ns(static_cast<double>(row.host.naive.all_ns)), fmt::format("{:.2f}x", row.naive_gain()),
+         row.wrong_runs == 0 ? "right" : format_count(row.wrong_runs) + " runs WRONG"});
   }
   fmt::print("{}\n\n{}",
              machine.title(fmt::format("Prefixes back into pages of {} tokens ({})", options.page_tokens,

@@ -43,8 +43,7 @@ Result<std::unique_ptr<ReloadWorld>> ReloadWorld::create(const MeasuredMachine& 
 Status ReloadWorld::map() {
   const std::vector<kv::KvLayer> layers(case_.model.layers, case_.model.layer);
   const std::uint64_t block_tokens =
-      case_.block_tokens != 0 ? case_.block_tokens
-                              : kv::default_block_tokens(layers, case_.page_tokens);
+      case_.block_tokens != 0 ? case_.block_tokens : kv::default_block_tokens(layers, case_.page_tokens);
   block_pages_ = static_cast<std::uint32_t>(block_tokens / case_.page_tokens);
   const std::uint64_t blocks = std::max<std::uint64_t>(1, case_.tokens / block_tokens);
   const auto pages = static_cast<std::uint32_t>(blocks * block_pages_);
@@ -104,9 +103,9 @@ Status ReloadWorld::store(DeviceId peer) {
   const kv::PrefixMatch match = blocks_->lookup(keys_);
   const auto there = std::ranges::count(match.tiers, case_.tier);
   if (there == static_cast<std::ptrdiff_t>(keys_.size())) return {};
-  return fail(ErrorCode::out_of_memory, fmt::format("{} of {} blocks of {} bytes fit in tier {}", there,
-                                                    keys_.size(), blocks_->block_bytes(),
-                                                    to_string(case_.tier)));
+  return fail(ErrorCode::out_of_memory,
+              fmt::format("{} of {} blocks of {} bytes fit in tier {}", there, keys_.size(),
+                          blocks_->block_bytes(), to_string(case_.tier)));
 }
 
 Status ReloadWorld::spoil() {
@@ -184,7 +183,8 @@ Result<ReloadTimes> ReloadWorld::naive() {
         for (std::uint32_t run = 0; run < part.runs; ++run) {
           std::byte* const to = part.base + to_[block * block_pages_ + page] * part.page_stride_bytes +
                                 run * part.run_stride_bytes;
-          if (Status given = stream_.copy({lease.device(), consumer_}, to, lease.data() + offset, part.run_bytes);
+          if (Status given =
+                  stream_.copy({lease.device(), consumer_}, to, lease.data() + offset, part.run_bytes);
               !given)
             return tl::unexpected(given.error());
           offset += part.run_bytes;

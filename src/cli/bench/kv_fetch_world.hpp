@@ -31,8 +31,8 @@ struct ReloadTimes {
   TimeNs all_ns = 0;
 };
 
-/// An engine's pages and a cache of blocks that has a prefix in one tier alone. The prefix comes to other pages
-/// than it left from, and no two neighbours stay neighbours. What arrived is compared with what left.
+/// An engine's pages and a cache of blocks that has a prefix in one tier alone. The prefix comes to other
+/// pages than it left from, and no two neighbours stay neighbours. What arrived is compared with what left.
 class ReloadWorld {
  public:
   /// Errors: out_of_memory where the prefix does not fit on the consumer, or in the tier.
@@ -52,7 +52,10 @@ class ReloadWorld {
 
  private:
   ReloadWorld(const MeasuredMachine& machine, DeviceId consumer, const ReloadCase& what, Stream stream)
-      : machine_(machine), backend_(machine.backend()), consumer_(consumer), case_(what),
+      : machine_(machine),
+        backend_(machine.backend()),
+        consumer_(consumer),
+        case_(what),
         stream_(std::move(stream)) {}
   [[nodiscard]] Status map();
   [[nodiscard]] Status store(DeviceId peer);
