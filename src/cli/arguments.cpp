@@ -147,6 +147,19 @@ CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<std:
       ->default_str(fmt::format("{}", fmt::join(target, ",")));
 }
 
+CLI::Option* add_names(CLI::App& app, const std::string& name, std::vector<std::string>& target,
+                       const std::string& description) {
+  return app
+      .add_option_function<std::string>(
+          name,
+          [name, &target](const std::string& text) {
+            target = split_list(text);
+            if (target.empty()) throw CLI::ValidationError(name, "the list is empty");
+          },
+          description)
+      ->type_name("NAME,NAME,...");
+}
+
 Result<Machine> read_system_with_peer(const std::string& name) {
   auto machine = load_machine(name);
   if (!machine) return fail(machine.error().code, "--system: " + machine.error().message);

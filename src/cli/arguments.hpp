@@ -41,6 +41,10 @@ CLI::Option* add_count(CLI::App& app, const std::string& name, std::uint64_t& ta
 CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<std::uint64_t>& target,
                         CountRange range, const std::string& description);
 
+/// "NAME,NAME": at least one.
+CLI::Option* add_names(CLI::App& app, const std::string& name, std::vector<std::string>& target,
+                       const std::string& description);
+
 /// The machine that `--system` names, for what needs a consumer and a peer. Errors: as `load_machine`;
 /// invalid_argument (one GPU).
 [[nodiscard]] Result<Machine> read_system_with_peer(const std::string& name);

@@ -126,7 +126,7 @@ Result<Workload> read_workload(const Options& options) {
   Workload workload;
   workload.trace = std::move(*trace);
   workload.machine = std::move(*machine);
-  workload.block_bytes = kMooncakeBlockTokens * model->kv_bytes_per_token;
+  workload.block_bytes = kMooncakeBlockTokens * model->kv_bytes_per_token();
   workload.local_bytes = options.local_bytes;
   workload.peer_bytes = options.peer_bytes;
   workload.host_bytes = options.host_bytes;

@@ -34,6 +34,8 @@ class BlockCache::Impl {
 
   [[nodiscard]] const BlockShape& shape() const { return shape_; }
   [[nodiscard]] const BlockCacheConfig& config() const { return config_; }
+  /// Between keys of ours and of the PeerCache, either way.
+  [[nodiscard]] Key object_key(const Key& key) const { return {key.high ^ config_.key_space, key.low}; }
 
   // --- lookup.cpp
   PrefixMatch lookup(std::span<const Key> keys) HARVEST_EXCLUDES(mutex_);
@@ -108,7 +110,6 @@ class BlockCache::Impl {
   Status begin_life();
   void know_wires();
   [[nodiscard]] bool copies_directly() const;
-  [[nodiscard]] Key mixed(const Key& key) const { return {key.high ^ config_.key_space, key.low}; }
   [[nodiscard]] std::span<const std::uint32_t> pages_of(const Load& load, std::uint32_t block) const {
     return std::span(load.pages).subspan(block * shape_.pages(), shape_.pages());
   }

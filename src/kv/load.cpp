@@ -50,7 +50,7 @@ void BlockCache::Impl::open_blocks(Load& load, std::span<const Key> keys) {
   load.blocks.resize(keys.size());
   for (std::size_t i = keys.size(); i-- > 0;) {
     Block& block = load.blocks[i];
-    block.key = mixed(keys[i]);
+    block.key = object_key(keys[i]);
     if (stored_.contains(block.key)) block.lease = cache_.acquire(block.key, lanes_.lease_stream());
     block.lost = !block.lease || block.lease.bytes() != shape_.bytes();
     if (block.lost) {

@@ -39,12 +39,12 @@ Result<std::size_t> BlockCache::Impl::store(std::span<const Key> keys, std::span
   std::size_t coming = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {
     ++stats_.stores_asked;
-    if (is_stored_or_coming(mixed(keys[i]))) {
+    if (is_stored_or_coming(object_key(keys[i]))) {
       ++stats_.stores_known;
       continue;
     }
     Item& item = items_.emplace_back();
-    item.key = mixed(keys[i]);
+    item.key = object_key(keys[i]);
     item.parent = i == 0 ? parent : keys[i - 1];
     const auto mine = pages.subspan(i * shape_.pages(), shape_.pages());
     item.pages.assign(mine.begin(), mine.end());
@@ -180,7 +180,7 @@ std::vector<BlockEvent> BlockCache::Impl::show_written() {
       ++stats_.stored;
       stats_.stored_bytes += shape_.bytes();
       stored_[item.key] = tier;
-      events.push_back({BlockEvent::Kind::stored, mixed(item.key), tier});
+      events.push_back({BlockEvent::Kind::stored, object_key(item.key), tier});
       return true;
     });
   }

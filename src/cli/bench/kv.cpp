@@ -8,6 +8,7 @@ namespace harvest::cli::bench {
 namespace {
 
 constexpr const char* kTeaching =
+    "  harvest bench kv fetch     how long a prefix takes back to an engine's pages\n"
     "  harvest bench kv serve     a server of a chat model under a stream of requests (simulated)\n"
     "  harvest bench kv turns     more sequences than fit take turns (simulated)\n"
     "\n"
@@ -22,13 +23,14 @@ void add_kv(CLI::App& bench, Action& chosen) {
   CLI::App* command = bench.add_subcommand("kv", "KV-cache blocks beyond the GPU's own memory");
   command->footer(kTeaching);
   command->require_subcommand(0, 1);
+  add_kv_fetch(*command, chosen);
   add_kv_serve(*command, chosen);
   // TURNS
   command->callback([command, &chosen] {
     if (command->get_subcommands().empty())
       chosen = [] {
         return complain(Exit::bad_input, "bench kv",
-                        "a benchmark is missing: serve or turns (see harvest bench kv --help)");
+                        "a benchmark is missing: fetch, serve or turns (see harvest bench kv --help)");
       };
   });
 }

@@ -8,6 +8,7 @@
 /// The commands of `harvest bench kv`: one file each.
 namespace harvest::cli::bench {
 
+void add_kv_fetch(CLI::App& kv, Action& chosen);
 void add_kv_serve(CLI::App& kv, Action& chosen);
 void add_kv_turns(CLI::App& kv, Action& chosen);
 

@@ -124,9 +124,8 @@ Json to_json(const ServeFigures& figures, const ServeFigures& bound) {
   json["duration_s"] = static_cast<double>(figures.duration_ns) / 1e9;
   json["stored"] = figures.cache.stored;
   json["stores_given_up"] = figures.cache.stores_given_up;
-  json["owners"] = {{"rises", figures.owners.rises},
-                    {"refused", figures.owners.refused},
-                    {"late", figures.owners.late}};
+  json["owners"] = {
+      {"rises", figures.owners.rises}, {"refused", figures.owners.refused}, {"late", figures.owners.late}};
   json["bound"] = {{"ttft_ms_p90", static_cast<double>(bound.ttft.p90_ns) / 1e6},
                    {"tokens_per_s", bound.tokens_per_s},
                    {"hits", by_tier(bound.hits, true)}};
@@ -181,8 +180,8 @@ std::vector<std::string> row_of(const ServeFigures& figures) {
 void print_table(const Options& options, const ServeRun& run, const std::vector<ServeFigures>& results,
                  const ServeFigures& bound) {
   fmt::print("{} on {} (SIMULATED), {} of {} GPUs a rank: {} requests of {}, {:g} times as fast, {} owners\n",
-             run.rank.model().name, run.machine.name, 1, run.rank.ranks(),
-             format_count(run.requests.size()), options.trace, options.rate, options.owner_activity);
+             run.rank.model().name, run.machine.name, 1, run.rank.ranks(), format_count(run.requests.size()),
+             options.trace, options.rate, options.owner_activity);
   fmt::print("blocks of {} tokens, {}; {} local, {} on each of {} peers, {} on the host\n\n",
              kServedBlockTokens, format_bytes(run.block_bytes()), format_bytes(run.local_bytes),
              format_bytes(run.peer_bytes), run.peers.size(), format_bytes(run.host_bytes));
@@ -206,7 +205,8 @@ Exit run(const Options& options) {
   std::vector<ServeStrategy> strategies;
   for (const std::string& name : options.strategies) {
     const auto strategy = serve_strategy_from(name);
-    if (!strategy) return complain(Exit::bad_input, "bench kv serve", "--strategy: " + strategy.error().message);
+    if (!strategy)
+      return complain(Exit::bad_input, "bench kv serve", "--strategy: " + strategy.error().message);
     strategies.push_back(*strategy);
   }
   if (strategies.empty())
@@ -245,8 +245,8 @@ void add_kv_serve(CLI::App& kv, Action& chosen) {
   add_factor(*command, "--rate", options->rate, "How many times as fast requests come");
   add_count(*command, "--requests", options->requests, {1, kMostRequests}, "Only the first N requests")
       ->default_str(fmt::format("all, {} made up", kMadeUpRequests));
-  add_kv_names(*command, "--strategy", options->strategies,
-               fmt::format("Of {}; without it all", fmt::join(serve_strategy_names(), ", ")));
+  add_names(*command, "--strategy", options->strategies,
+            fmt::format("Of {}; without it all", fmt::join(serve_strategy_names(), ", ")));
   add_count(*command, "--chunk-tokens", options->chunk_tokens, {16, 1ULL << 20},
             "Computed in one pass over the model");
   add_count(*command, "--ttft-limit-ms", options->ttft_limit_ms, {1, 1ULL << 40},

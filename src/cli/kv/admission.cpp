@@ -116,8 +116,7 @@ void Server::take_pages(Sequence& sequence) {
   taken_.clear();
   for (std::uint32_t& page : sequence.pages)
     if (page == kNoPage) taken_.push_back(page = pages_->take());
-  if (lower_ && !taken_.empty())
-    static_cast<void>(lower_->blocks().order_behind_stores(taken_, compute_));
+  if (lower_ && !taken_.empty()) static_cast<void>(lower_->blocks().order_behind_stores(taken_, compute_));
 }
 
 /// A page for the next token; false if there is none.

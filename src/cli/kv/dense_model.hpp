@@ -38,11 +38,11 @@ struct DenseModel {
 
 /// What one pass over the model does: chunks of prompts and a next token for each running sequence.
 struct PassWork {
-  double tokens = 0;             ///< all of them
-  double sampled = 0;            ///< of which a next token is drawn
-  double prefill_context = 0;    ///< tokens that chunks read, summed over chunks
-  double prefill_pairs = 0;      ///< of a chunk's token and one that it looks back on
-  double decode_context = 0;     ///< tokens that running sequences read
+  double tokens = 0;           ///< all of them
+  double sampled = 0;          ///< of which a next token is drawn
+  double prefill_context = 0;  ///< tokens that chunks read, summed over chunks
+  double prefill_pairs = 0;    ///< of a chunk's token and one that it looks back on
+  double decode_context = 0;   ///< tokens that running sequences read
   [[nodiscard]] bool empty() const { return tokens == 0; }
   /// A chunk of `tokens` tokens behind `context` others.
   void add_chunk(double tokens, double context);
@@ -52,8 +52,8 @@ struct PassWork {
 /// One of the GPUs that serve a model together, each a part of its heads and weights.
 class Rank {
  public:
-  /// Errors: invalid_argument (the model cannot be split so, its part does not fit on the GPU), not_found (the
-  /// machine's GPU is not known).
+  /// Errors: invalid_argument (the model cannot be split so, its part does not fit on the GPU), not_found
+  /// (the machine's GPU is not known).
   [[nodiscard]] static Result<Rank> create(const DenseModel& model, const Machine& machine,
                                            std::uint32_t ranks);
 

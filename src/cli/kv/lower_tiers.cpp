@@ -57,8 +57,8 @@ Result<std::unique_ptr<LowerTiers>> LowerTiers::create(SimulatedBackend& backend
   tiers->compute_ = compute;
   tiers->block_bytes_ = run.block_bytes();
   tiers->naive_ = strategy == ServeStrategy::peer_host;
-  tiers->owners_ = std::make_unique<Owners>(backend, run.peers,
-                                            with_peers ? run.activity : OwnerActivity::none, run.seed);
+  tiers->owners_ =
+      std::make_unique<Owners>(backend, run.peers, with_peers ? run.activity : OwnerActivity::none, run.seed);
   const std::uint64_t unit = backend.devices()[0].segment_granularity_bytes;
   const auto memory = backend.map_segment(0, (pages * run.block_bytes() + unit - 1) / unit * unit, {});
   if (!memory) return tl::unexpected(memory.error());

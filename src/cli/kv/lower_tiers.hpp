@@ -17,9 +17,9 @@ namespace harvest::cli {
 class LowerTiers {
  public:
   /// For `pages` pages. `compute` is the server's stream. Errors: of the backend and the caches.
-  [[nodiscard]] static Result<std::unique_ptr<LowerTiers>> create(SimulatedBackend& backend, const ServeRun& run,
-                                                                  ServeStrategy strategy, std::uint32_t pages,
-                                                                  StreamId compute);
+  [[nodiscard]] static Result<std::unique_ptr<LowerTiers>> create(SimulatedBackend& backend,
+                                                                  const ServeRun& run, ServeStrategy strategy,
+                                                                  std::uint32_t pages, StreamId compute);
   /// Requires: no load is alive.
   ~LowerTiers();
   LowerTiers(const LowerTiers&) = delete;

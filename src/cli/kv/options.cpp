@@ -87,8 +87,8 @@ Result<KvPlace> place_of(const KvMachineOptions& options) {
   if (!local) return tl::unexpected(local.error());
   const auto peer = size_of("--peer-bytes", options.peer, kPeerBytes, gpu.total_bytes, "a GPU");
   if (!peer) return tl::unexpected(peer.error());
-  const auto pinned =
-      size_of("--host-bytes", options.host, host.total_bytes / 2 / gpus, host.total_bytes / ranks, "the host");
+  const auto pinned = size_of("--host-bytes", options.host, host.total_bytes / 2 / gpus,
+                              host.total_bytes / ranks, "the host");
   if (!pinned) return tl::unexpected(pinned.error());
   place.local_bytes = *local;
   place.peer_bytes = *peer;
@@ -103,7 +103,8 @@ void add_factor(CLI::App& command, const std::string& name, double& target, cons
           [name, &target](const std::string& text) {
             double value = 0;
             const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-            if (error != std::errc{} || end != text.data() + text.size() || !(value > 0 && value <= kMostFactor))
+            if (error != std::errc{} || end != text.data() + text.size() ||
+                !(value > 0 && value <= kMostFactor))
               throw CLI::ValidationError(
                   name, fmt::format("'{}' is not a number above 0, at most {:g}", text, kMostFactor));
             target = value;
@@ -111,19 +112,6 @@ void add_factor(CLI::App& command, const std::string& name, double& target, cons
           description)
       ->type_name("NUMBER")
       ->default_str(fmt::format("{:g}", target));
-}
-
-void add_kv_names(CLI::App& command, const std::string& name, std::vector<std::string>& target,
-                  const std::string& description) {
-  command
-      .add_option_function<std::string>(
-          name,
-          [name, &target](const std::string& text) {
-            target = split_list(text);
-            if (target.empty()) throw CLI::ValidationError(name, "the list is empty");
-          },
-          description)
-      ->type_name("NAME,NAME,...");
 }
 
 }  // namespace harvest::cli

@@ -39,8 +39,5 @@ struct KvPlace {
 
 /// "0.5": more than 0, at most 1,000.
 void add_factor(CLI::App& command, const std::string& name, double& target, const std::string& description);
-/// "NAME,NAME".
-void add_kv_names(CLI::App& command, const std::string& name, std::vector<std::string>& target,
-                  const std::string& description);
 
 }  // namespace harvest::cli

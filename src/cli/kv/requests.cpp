@@ -39,7 +39,8 @@ void converse(Random& random, std::uint64_t number, double at_ns, std::vector<Tr
     request.output_tokens = tokens(random, kAnswerTokens);
     for (std::uint64_t block = 0; block * kServedBlockTokens < prompt; ++block) {
       const bool shared = (block + 1) * kServedBlockTokens <= kInstructionTokens;
-      request.block_ids.push_back(shared ? instruction << 32 | block : (number + kInstructions) << 32 | block);
+      request.block_ids.push_back(shared ? instruction << 32 | block
+                                         : (number + kInstructions) << 32 | block);
     }
     prompt += request.output_tokens;
     out.push_back(std::move(request));

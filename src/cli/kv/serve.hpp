@@ -35,17 +35,17 @@ enum class ServeStrategy : std::uint8_t {
 
 struct ServeRun {
   Machine machine;
-  Rank rank;                       ///< the one that is simulated; all do the same, each with peers of its own
-  std::vector<DeviceId> peers;     ///< of this rank
+  Rank rank;                    ///< the one that is simulated; all do the same, each with peers of its own
+  std::vector<DeviceId> peers;  ///< of this rank
   std::vector<ServedRequest> requests;  ///< in the order of arrival, not empty
-  std::uint64_t local_bytes = 0;   ///< for pages
-  std::uint64_t peer_bytes = 0;    ///< on each peer
-  std::uint64_t host_bytes = 0;    ///< this rank's part
-  std::uint32_t chunk_tokens = 2048;   ///< computed in one pass, next tokens included
-  std::uint32_t most_running = 256;    ///< sequences at a time
-  std::uint32_t layer_groups = 4;      ///< that are loaded, and waited for, one by one
-  TimeNs ttft_limit_ns = 0;        ///< a request is good if its first token comes within this
-  TimeNs tbt_limit_ns = 0;         ///< and the others, on average, within this of each other
+  std::uint64_t local_bytes = 0;        ///< for pages
+  std::uint64_t peer_bytes = 0;         ///< on each peer
+  std::uint64_t host_bytes = 0;         ///< this rank's part
+  std::uint32_t chunk_tokens = 2048;    ///< computed in one pass, next tokens included
+  std::uint32_t most_running = 256;     ///< sequences at a time
+  std::uint32_t layer_groups = 4;       ///< that are loaded, and waited for, one by one
+  TimeNs ttft_limit_ns = 0;             ///< a request is good if its first token comes within this
+  TimeNs tbt_limit_ns = 0;              ///< and the others, on average, within this of each other
   OwnerActivity activity = OwnerActivity::none;
   std::uint64_t seed = 1;
 
@@ -62,8 +62,8 @@ struct Percentiles {
 
 struct ServeFigures {
   ServeStrategy strategy = ServeStrategy::recompute;
-  Percentiles ttft;  ///< from a request's arrival to its first token
-  Percentiles tbt;   ///< from each token to the next of its request
+  Percentiles ttft;          ///< from a request's arrival to its first token
+  Percentiles tbt;           ///< from each token to the next of its request
   double tokens_per_s = 0;   ///< generated, until the last request was served
   double goodput_per_s = 0;  ///< requests that met both limits
   std::uint64_t completed = 0;
@@ -82,8 +82,8 @@ struct ServeFigures {
   OwnerFigures owners{};
 };
 
-/// Serves all requests. Errors: those of the backend and the caches, and invalid_argument (a request that does
-/// not fit into local memory).
+/// Serves all requests. Errors: those of the backend and the caches, and invalid_argument (a request that
+/// does not fit into local memory).
 [[nodiscard]] Result<ServeFigures> serve(const ServeRun& run, ServeStrategy strategy, Progress& progress);
 
 }  // namespace harvest::cli

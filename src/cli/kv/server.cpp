@@ -115,8 +115,9 @@ void Server::add_next_tokens() {
   }
 }
 
-/// Of prompts that are waited for by nothing, or of those whose blocks are still on their way. These join when
-/// the rest is expected to come while the pass computes, layer by layer; or when there is nothing else to do.
+/// Of prompts that are waited for by nothing, or of those whose blocks are still on their way. These join
+/// when the rest is expected to come while the pass computes, layer by layer; or when there is nothing else
+/// to do.
 void Server::add_chunks(bool loading) {
   for (Sequence& sequence : running_) {
     if (!sequence.prefilling() || sequence.load.has_value() != loading) continue;
@@ -155,7 +156,8 @@ Status Server::submit() {
   const TimeNs head_ns = run_.rank.head_ns(work_);
   const std::uint32_t layers = run_.rank.model().layers;
   computed_ns_ += layers * layer_ns + head_ns;
-  const bool loads = std::ranges::any_of(chunks_, [](const Chunk& c) { return c.sequence->load.has_value(); });
+  const bool loads =
+      std::ranges::any_of(chunks_, [](const Chunk& c) { return c.sequence->load.has_value(); });
   const std::uint32_t group = loads ? (layers + run_.layer_groups - 1) / run_.layer_groups : layers;
   for (std::uint32_t first = 0; first < layers; first += group) {
     const std::uint32_t end = std::min(first + group, layers);
@@ -283,8 +285,7 @@ ServeFigures Server::figures() {
   figures_.tokens_per_s = static_cast<double>(figures_.output_tokens) / seconds;
   figures_.goodput_per_s = static_cast<double>(good_) / seconds;
   if (pass_ns_ > 0)
-    figures_.exposed_stall_fraction =
-        1 - static_cast<double>(computed_ns_) / static_cast<double>(pass_ns_);
+    figures_.exposed_stall_fraction = 1 - static_cast<double>(computed_ns_) / static_cast<double>(pass_ns_);
   if (lower_) {
     figures_.cache = lower_->blocks().stats();
     figures_.bytes_from = figures_.cache.loaded_bytes;

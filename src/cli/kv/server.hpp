@@ -17,7 +17,7 @@ namespace harvest::cli {
 struct Sequence {
   const ServedRequest* request = nullptr;
   std::vector<std::uint32_t> pages;
-  std::uint64_t target = 0;    ///< tokens to compute before the next one is drawn
+  std::uint64_t target = 0;  ///< tokens to compute before the next one is drawn
   std::uint64_t computed = 0;
   std::uint64_t produced = 0;  ///< tokens drawn
   std::size_t named = 0;       ///< blocks that are the prefix cache's, too
