@@ -52,6 +52,7 @@ struct Options {
   std::uint64_t requests = kMostRequests;
   std::vector<std::string> strategies;
   std::uint64_t chunk_tokens = 2048;
+  std::uint64_t turn_tokens = 0;
   std::uint64_t ttft_limit_ms = 5000;
   std::uint64_t tbt_limit_ms = 200;
   std::string owner_activity = "none";
@@ -84,6 +85,8 @@ Result<ServeRun> run_of(const Options& options) {
   if (!trace) return tl::unexpected(trace.error());
   run.requests = requests_of(*trace, options.rate, options.requests);
   run.chunk_tokens = static_cast<std::uint32_t>(options.chunk_tokens);
+  run.take_turns = options.turn_tokens > 0;
+  if (run.take_turns) run.quantum_tokens = static_cast<std::uint32_t>(options.turn_tokens);
   run.ttft_limit_ns = static_cast<TimeNs>(options.ttft_limit_ms) * 1'000'000;
   run.tbt_limit_ns = static_cast<TimeNs>(options.tbt_limit_ms) * 1'000'000;
   run.seed = options.seed;
@@ -118,7 +121,7 @@ Json to_json(const ServeFigures& figures, const ServeFigures& bound) {
   json["recomputed"] = figures.recomputed;
   json["lost"] = figures.lost;
   json["wrong_bytes"] = figures.wrong_bytes;
-  json["preempted"] = figures.preempted;
+  json["left"] = figures.left;
   json["bytes_from"] = by_tier(figures.bytes_from, false);
   json["exposed_stall_fraction"] = figures.exposed_stall_fraction;
   json["duration_s"] = static_cast<double>(figures.duration_ns) / 1e9;
@@ -149,6 +152,7 @@ Result<Json> to_json(const Options& options, const ServeRun& run, const std::vec
   json["peer_bytes"] = run.peer_bytes;
   json["host_bytes"] = run.host_bytes;
   json["chunk_tokens"] = run.chunk_tokens;
+  json["turn_tokens"] = options.turn_tokens;
   json["ttft_limit_ms"] = options.ttft_limit_ms;
   json["tbt_limit_ms"] = options.tbt_limit_ms;
   json["owner_activity"] = options.owner_activity;
@@ -249,6 +253,8 @@ void add_kv_serve(CLI::App& kv, Action& chosen) {
             fmt::format("Of {}; without it all", fmt::join(serve_strategy_names(), ", ")));
   add_count(*command, "--chunk-tokens", options->chunk_tokens, {16, 1ULL << 20},
             "Computed in one pass over the model");
+  add_count(*command, "--turn-tokens", options->turn_tokens, {0, 1ULL << 20},
+            "Answers take turns of so many tokens, where blocks are kept below; 0: nobody leaves for others");
   add_count(*command, "--ttft-limit-ms", options->ttft_limit_ms, {1, 1ULL << 40},
             "A request is good whose first token comes within this");
   add_count(*command, "--tbt-limit-ms", options->tbt_limit_ms, {1, 1ULL << 40},

@@ -31,7 +31,7 @@ Result<kv::BlockCacheConfig> block_config(const ServeRun& run, bool with_peers, 
   const std::vector<kv::KvLayer> kept(layers, run.rank.layer());
   const kv::KvTensor tensor{memory, pages * run.block_bytes()};
   auto layout =
-      kv::KvLayout::describe(kv::KvArrangement::page_first, kept, kServedBlockTokens, pages, {&tensor, 1});
+      kv::KvLayout::describe(kv::KvArrangement::page_first, kept, run.block_tokens, pages, {&tensor, 1});
   if (!layout) return tl::unexpected(layout.error());
   kv::BlockCacheConfig config;
   config.layout = std::move(*layout);
