@@ -52,7 +52,6 @@ struct Options {
   std::uint64_t requests = kMostRequests;
   std::vector<std::string> strategies;
   std::uint64_t chunk_tokens = 2048;
-  std::uint64_t turn_tokens = 0;
   std::uint64_t ttft_limit_ms = 5000;
   std::uint64_t tbt_limit_ms = 200;
   std::string owner_activity = "none";
@@ -85,17 +84,10 @@ Result<ServeRun> run_of(const Options& options) {
   if (!trace) return tl::unexpected(trace.error());
   run.requests = requests_of(*trace, options.rate, options.requests);
   run.chunk_tokens = static_cast<std::uint32_t>(options.chunk_tokens);
-  run.take_turns = options.turn_tokens > 0;
-  if (run.take_turns) run.quantum_tokens = static_cast<std::uint32_t>(options.turn_tokens);
   run.ttft_limit_ns = static_cast<TimeNs>(options.ttft_limit_ms) * 1'000'000;
   run.tbt_limit_ns = static_cast<TimeNs>(options.tbt_limit_ms) * 1'000'000;
   run.seed = options.seed;
   return run;
-}
-
-Json ms(const Percentiles& times) {
-  const auto one = [](TimeNs ns) { return static_cast<double>(ns) / 1e6; };
-  return {{"p50", one(times.p50_ns)}, {"p90", one(times.p90_ns)}, {"p99", one(times.p99_ns)}};
 }
 
 Json by_tier(const std::array<std::uint64_t, kTiers>& counts, bool with_local) {
@@ -109,8 +101,8 @@ Json by_tier(const std::array<std::uint64_t, kTiers>& counts, bool with_local) {
 Json to_json(const ServeFigures& figures, const ServeFigures& bound) {
   Json json;
   json["strategy"] = to_string(figures.strategy);
-  json["ttft_ms"] = ms(figures.ttft);
-  json["tbt_ms"] = ms(figures.tbt);
+  json["ttft_ms"] = ms_of(figures.ttft);
+  json["tbt_ms"] = ms_of(figures.tbt);
   json["tokens_per_s"] = figures.tokens_per_s;
   json["goodput_per_s"] = figures.goodput_per_s;
   json["completed"] = figures.completed;
@@ -152,7 +144,6 @@ Result<Json> to_json(const Options& options, const ServeRun& run, const std::vec
   json["peer_bytes"] = run.peer_bytes;
   json["host_bytes"] = run.host_bytes;
   json["chunk_tokens"] = run.chunk_tokens;
-  json["turn_tokens"] = options.turn_tokens;
   json["ttft_limit_ms"] = options.ttft_limit_ms;
   json["tbt_limit_ms"] = options.tbt_limit_ms;
   json["owner_activity"] = options.owner_activity;
@@ -253,8 +244,6 @@ void add_kv_serve(CLI::App& kv, Action& chosen) {
             fmt::format("Of {}; without it all", fmt::join(serve_strategy_names(), ", ")));
   add_count(*command, "--chunk-tokens", options->chunk_tokens, {16, 1ULL << 20},
             "Computed in one pass over the model");
-  add_count(*command, "--turn-tokens", options->turn_tokens, {0, 1ULL << 20},
-            "Answers take turns of so many tokens, where blocks are kept below; 0: nobody leaves for others");
   add_count(*command, "--ttft-limit-ms", options->ttft_limit_ms, {1, 1ULL << 40},
             "A request is good whose first token comes within this");
   add_count(*command, "--tbt-limit-ms", options->tbt_limit_ms, {1, 1ULL << 40},

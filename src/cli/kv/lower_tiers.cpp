@@ -8,6 +8,8 @@ namespace {
 
 /// While something is under way: about as often as a server's own thread would.
 constexpr TimeNs kPollNs = 5'000'000;
+/// Of memory through which blocks leave their pages.
+constexpr std::uint64_t kStoreBytes = 256ULL << 20;
 /// Of the engines whose fragments naive copies carry: vLLM's pages.
 constexpr std::uint64_t kNaivePageTokens = 16;
 
@@ -37,7 +39,7 @@ Result<kv::BlockCacheConfig> block_config(const ServeRun& run, bool with_peers, 
   config.layout = std::move(*layout);
   config.block_pages = 1;
   config.group_layers = (layers + run.layer_groups - 1) / run.layer_groups;
-  config.store_buffers = 4;
+  config.store_buffers = static_cast<std::uint32_t>(std::max<std::uint64_t>(4, kStoreBytes / run.block_bytes()));
   // A block in host memory may have copies on peers, so that these add speed; one that is on peers alone adds
   // to what is kept.
   if (with_peers && run.peer_bytes * run.peers.size() > run.host_bytes) config.backing = Backing::lossy;

@@ -64,6 +64,9 @@ struct Percentiles {
 /// The smallest value that at least so many per cent do not exceed; 0 of nothing. Reorders `values`.
 [[nodiscard]] Percentiles percentiles_of(std::vector<TimeNs>& values);
 
+/// "p50", "p90" and "p99" in milliseconds.
+[[nodiscard]] Json ms_of(const Percentiles& times);
+
 struct ServeFigures {
   ServeStrategy strategy = ServeStrategy::recompute;
   Percentiles ttft;          ///< from a request's arrival to its first token
