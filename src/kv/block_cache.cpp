@@ -197,8 +197,9 @@ BlockCache::Impl::~Impl() {
   }
   {
     MutexLock lock(mutex_);
-    if (lanes_.lease_stream() != StreamId::none)
-      static_cast<void>(cache_.forget_stream(lanes_.lease_stream()));
+    for (const Wire wire : {Wire::peers, Wire::host})
+      if (lanes_.lease_stream(wire) != StreamId::none)
+        static_cast<void>(cache_.forget_stream(lanes_.lease_stream(wire)));
   }
   if (store_memory_ != nullptr) static_cast<void>(backend_.unmap_segment(store_memory_));
 }

@@ -133,6 +133,10 @@ class BlockCache::Impl {
   // --- load.cpp
   void settle_flights() HARVEST_REQUIRES(mutex_);
   Load& find(std::uint64_t load) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] Lease lease(const Key& key) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] static Wire wire_of(const Lease& lease) {
+    return lease.tier() == Tier::host ? Wire::host : Wire::peers;
+  }
   void open_blocks(Load& load, std::span<const Key> keys) HARVEST_REQUIRES(mutex_);
   void plan(Load& load) HARVEST_REQUIRES(mutex_);
   void give_waiting(Load& load, std::optional<std::uint32_t> up_to_group) HARVEST_REQUIRES(mutex_);

@@ -43,6 +43,7 @@ Result<std::size_t> BlockCache::Impl::store(std::span<const Key> keys, std::span
       ++stats_.stores_known;
       continue;
     }
+    stored_.erase(object_key(keys[i]));  // lost, and nobody has said so yet
     Item& item = items_.emplace_back();
     item.key = object_key(keys[i]);
     item.parent = i == 0 ? parent : keys[i - 1];

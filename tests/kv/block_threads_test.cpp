@@ -11,9 +11,9 @@
 #include "core/random.hpp"
 #include "threads/threads_world.hpp"
 
-/// Threads that each serve sequences in pages of their own through one cache of blocks, beside one that polls,
-/// and owners that reclaim. The streams are threads that really copy, so the thread sanitizer sees an order
-/// that is missing.
+/// Threads that each serve sequences in pages of their own through one cache of blocks, beside one that
+/// polls, and owners that reclaim. The streams are threads that really copy, so the thread sanitizer sees an
+/// order that is missing.
 namespace harvest::kv {
 namespace {
 
@@ -36,13 +36,14 @@ class BlockThreadsTest : public ::testing::Test {
     SimulationOptions simulation;
     simulation.time = SimulatedTime::real_time;
     backend_ = std::move(*make_simulated_backend(*machine_from_preset("dgx-h100"), simulation));
-    const std::vector<KvLayer> layers(kLayers, KvLayer{.heads = 1, .head_size = kRunBytes / 4, .element_bytes = 1,
-                                                       .parts = 1});
+    const std::vector<KvLayer> layers(
+        kLayers, KvLayer{.heads = 1, .head_size = kRunBytes / 4, .element_bytes = 1, .parts = 1});
     const std::uint64_t bytes = kLayers * kWorkers * kPagesOfWorker * kRunBytes;
     pages_ = *backend_->map_segment(0, (bytes + 2 * MiB - 1) / (2 * MiB) * (2 * MiB), {});
     const KvTensor tensor{pages_, bytes};
     BlockCacheConfig config;
-    config.layout = *KvLayout::describe(KvArrangement::page_first, layers, 4, kWorkers * kPagesOfWorker, {&tensor, 1});
+    config.layout =
+        *KvLayout::describe(KvArrangement::page_first, layers, 4, kWorkers * kPagesOfWorker, {&tensor, 1});
     config.block_pages = kBlockPages;
     config.group_layers = 1;
     config.on_event = [this](const BlockEvent& event) {
@@ -103,7 +104,8 @@ class BlockThreadsTest : public ::testing::Test {
     const auto keys = some_keys(random);
     const auto pages = pages_for(worker, keys.size());
     for (std::size_t i = 0; i < keys.size(); ++i)
-      for (std::uint64_t at = 0; at < kBlockBytes; ++at) worker.host[i * kBlockBytes + at] = byte_of(keys[i], at);
+      for (std::uint64_t at = 0; at < kBlockBytes; ++at)
+        worker.host[i * kBlockBytes + at] = byte_of(keys[i], at);
     const Copy up{page(pages[0]), worker.host.data(), keys.size() * kBlockBytes};
     EXPECT_TRUE(backend_->copy(worker.stream, {kHost, 0}, {&up, 1}));
     EXPECT_TRUE(blocks_->store(keys, pages, worker.stream));
@@ -184,7 +186,8 @@ TEST_F(BlockThreadsTest, EveryBlockIsWholeWhileOwnersReclaim) {
   EXPECT_GT(verified_.load(), static_cast<std::uint64_t>(kWorkers * kRounds) / 4);
   EXPECT_GT(told_.load(), 0U);
   const BlockCacheStats stats = blocks_->stats();
-  EXPECT_EQ(stats.stores_asked, stats.stored + stats.stores_known + stats.stores_refused + stats.stores_given_up);
+  EXPECT_EQ(stats.stores_asked,
+            stats.stored + stats.stores_known + stats.stores_refused + stats.stores_given_up);
   EXPECT_EQ(stats.looked_up, stats.found[0] + stats.found[1] + stats.found[2] + stats.not_found);
 }
 
