@@ -145,8 +145,15 @@ struct PlacementWeights {
 struct PolicyRun {
   std::uint64_t accesses = 0;
   std::uint64_t hits = 0;
-  [[nodiscard]] double hit_ratio() const {
-    return accesses == 0 ? 0.0 : static_cast<double>(hits) / static_cast<double>(accesses);
+  /// Of those, hits at which all accesses before them in their request hit too: a KV block is of use only
+  /// behind its whole prefix. Equal to `hits` where nobody says what the requests are.
+  std::uint64_t usable_hits = 0;
+  [[nodiscard]] double hit_ratio() const { return share_of_accesses(hits); }
+  [[nodiscard]] double usable_hit_ratio() const { return share_of_accesses(usable_hits); }
+
+ private:
+  [[nodiscard]] double share_of_accesses(std::uint64_t count) const {
+    return accesses == 0 ? 0.0 : static_cast<double>(count) / static_cast<double>(accesses);
   }
 };
 
@@ -155,5 +162,13 @@ struct PolicyRun {
 /// bypasses. Cost: 0.1 to 0.8 us an access. Errors: not_found, invalid_argument (capacity 0).
 [[nodiscard]] Result<PolicyRun> simulate_policy(std::string_view name, std::span<const Key> accesses,
                                                 std::uint64_t capacity_objects);
+
+/// The same at each of `capacities_objects`, in their order. `request_lengths` says how many accesses each
+/// request made, in order, each of which needs all before it; empty: every access is a request of its own.
+/// Cost: one pass for `lru` and `belady`, whatever the number of capacities; one for each with the others.
+/// Errors: as `simulate_policy`; invalid_argument also where the requests do not add up to the accesses.
+[[nodiscard]] Result<std::vector<PolicyRun>> simulate_policy_curve(
+    std::string_view name, std::span<const Key> accesses, std::span<const std::uint64_t> capacities_objects,
+    std::span<const std::uint64_t> request_lengths = {});
 
 }  // namespace harvest
