@@ -4,6 +4,7 @@
 #include <harvest/status.hpp>
 #include <harvest/types.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -23,6 +24,8 @@ namespace harvest {
 struct ObjectFacts {
   std::uint64_t bytes = 1;
   double reload_cost_ns = 1;  ///< what a miss costs: the time to get it back; at least 0, may be infinite
+  /// What it is of no use without: the block before it in a chain of KV blocks. It need not be resident.
+  std::optional<Key> parent{};
 };
 
 /// Ranks the residents of one tier and names the one to evict.
@@ -140,6 +143,17 @@ struct PlacementWeights {
                                                                              std::uint64_t capacity_bytes);
 [[nodiscard]] Result<std::unique_ptr<PlacementPolicy>> make_placement_policy(
     std::string_view name, const PlacementWeights& weights = {});
+
+/// Makes `base` keep to the order of prefixes, under the name "prefix_" and its own: what has resident
+/// children (objects that were inserted with it as `parent`) goes only if nothing else may, and so does the
+/// parent of the object that room is made for. Nothing more: `base` ranks as before, and a parent that is not
+/// there, or a cycle of parents, holds up nobody. An `evict` passes over at most `most_passed` residents for
+/// their children's sake and then takes the next, so that long chains which are read often cannot make it
+/// slow; no limit keeps the order strictly. Policies by name have the default, which
+/// docs/benchmarks/policies.md explains. Cost: a look-up for each call, and for each resident that is passed;
+/// memory for the residents that have a parent, and for those parents.
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_prefix_aware(std::unique_ptr<EvictionPolicy> base,
+                                                                std::size_t most_passed = 16);
 
 /// What a policy did on a recorded sequence of accesses, each object one unit of room.
 struct PolicyRun {

@@ -19,20 +19,21 @@ Result<PolicyRun> replay(std::string_view name, const policy::Recording& recordi
   if (!made) return fail(made.error().code, fmt::format("{}, and {}", made.error().message, kOptimum));
   EvictionPolicy& eviction = **made;
 
-  constexpr ObjectFacts kUnit{};
+  ObjectFacts facts{};
   const EvictionPolicy::Evictable any = [](const Key&) { return true; };
   PolicyRun run{recording.accesses.size(), 0, 0};
   bool usable = false;
   for (std::size_t now = 0; now < recording.accesses.size(); ++now) {
     const Key& key = recording.accesses[now];
+    facts.parent = recording.begins[now] ? std::nullopt : std::optional(recording.accesses[now - 1]);
     const bool hit = eviction.contains(key);
     usable = hit && (usable || recording.begins[now]);
     run.hits += hit ? 1 : 0;
     run.usable_hits += usable ? 1 : 0;
     if (hit) {
       eviction.hit(key);
-    } else if (eviction.size() < capacity_objects || eviction.evict(key, kUnit, any) != key) {
-      eviction.insert(key, kUnit);
+    } else if (eviction.size() < capacity_objects || eviction.evict(key, facts, any) != key) {
+      eviction.insert(key, facts);
     }
   }
   return run;

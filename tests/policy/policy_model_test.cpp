@@ -133,8 +133,48 @@ TEST(PolicyModel, EveryPolicyKeepsItsResidentsUnderAnyCalls) {
   }
 }
 
-/// A stack of the requests' sizes and what a cache of each capacity held: the curve in one pass, or by
-/// replays, against one replay for each capacity and a look at each request.
+/// Any parents, missing ones and cycles among them: what has resident children goes only if nothing else may.
+TEST(PolicyModel, PrefixAwarePoliciesKeepWhatChildrenNeed) {
+  for (const std::string name : {"prefix_adaptive_2q", "prefix_lru", "prefix_lru_2"}) {
+    EXPECT_TRUE(rc::check(name, [&name] {
+      const auto policy = make_eviction_policy(name, 8).value();
+      std::map<std::uint64_t, std::uint64_t> parents;  // of the residents
+      for (const Call& call : *calls()) {
+        const Key key(call.key);
+        const std::uint64_t parent = call.pinned % (kUniverse + 2);
+        const auto may_go = [&](std::uint64_t number) { return (call.pinned >> number & 1U) == 0; };
+        if (call.kind == 0) {
+          const auto is_free = [&](std::uint64_t number) {
+            return may_go(number) && number != parent &&
+                   std::none_of(parents.begin(), parents.end(), [&](const auto& each) {
+                     return each.second == number && each.first != number;
+                   });
+          };
+          const auto any = [&](const auto& accepts) {
+            return std::any_of(parents.begin(), parents.end(),
+                               [&](const auto& each) { return accepts(each.first); });
+          };
+          const auto victim =
+              policy->evict(key, {1, 1, Key(parent)}, [&](const Key& each) { return may_go(each.low); });
+          RC_ASSERT(victim.has_value() == any(may_go));
+          if (!victim) continue;
+          RC_ASSERT(parents.contains(victim->low) && may_go(victim->low));
+          if (any(is_free)) RC_ASSERT(is_free(victim->low));
+          parents.erase(victim->low);
+        } else if (call.kind == 1) {
+          policy->erase(key);
+          parents.erase(call.key);
+        } else if (parents.try_emplace(call.key, parent).second) {
+          policy->insert(key, {1, 1, Key(parent)});
+        } else {
+          policy->hit(key);
+        }
+        RC_ASSERT(policy->size() == parents.size());
+      }
+    }));
+  }
+}
+
 TEST(PolicyModel, CurvesAreWhatEachCapacityGivesAlone) {
   std::vector<std::string> names(eviction_policy_names().begin(), eviction_policy_names().end());
   names.emplace_back("belady");
