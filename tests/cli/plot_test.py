@@ -94,7 +94,8 @@ class Plot(unittest.TestCase):
         self.refuse("list.json", "[1]", "bench link, bench owner, bench reclaim or policy")
         self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "bench link, bench owner, bench reclaim or policy")
         self.refuse("empty.json", '{"benchmark": "link", "rows": []}', "no rows")
-        self.refuse("policy.json", '{"benchmark": "policy", "trace": "t", "results": [{"policy": "x"}]}', "'capacity_blocks'")
+        no_capacity = '{"benchmark": "policy", "trace": "t", "results": [{"policy": "x"}]}'
+        self.refuse("policy.json", no_capacity, "'capacity_blocks'")
         self.refuse("owner.json", '{"benchmark": "owner", "rows": [{"mode": "x"}]}', "'rise'")
         self.refuse("short.json", '{"benchmark": "link", "rows": [{"from": 0}]}', "'to'")
         ran = self.plot(self.measure("link"), "--out", self.folder / "nowhere")
