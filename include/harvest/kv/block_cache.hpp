@@ -79,9 +79,9 @@ struct PrefixMatch {
   std::size_t blocks = 0;                     ///< from the first on, without a gap
   std::vector<Tier> tiers;                    ///< of each of these; `local`: in pages that `note_local` named
   std::array<std::uint64_t, kTiers> bytes{};  ///< to load, by tier; 0 for `local`
-  TimeNs load_ns = 0;         ///< expected from now on, behind loads that were begun before
-  TimeNs first_layers_ns = 0; ///< until the first group of layers is there
-  TimeNs recompute_ns = 0;    ///< instead, by `recompute_ns_per_token`; of blocks that are not local
+  TimeNs load_ns = 0;                         ///< expected from now on, behind loads that were begun before
+  TimeNs first_layers_ns = 0;                 ///< until the first group of layers is there
+  TimeNs recompute_ns = 0;  ///< instead, by `recompute_ns_per_token`; of blocks that are not local
 };
 
 class BlockCache;
@@ -127,16 +127,17 @@ class BlockLoad {
 
 /// Counters since the cache was made, of blocks unless they say bytes.
 struct BlockCacheStats {
-  std::uint64_t lookups = 0;                        ///< calls
-  std::uint64_t looked_up = 0;                      ///< in them: `== found[...] summed + not_found`
-  std::array<std::uint64_t, kTiers> found{};        ///< of usable prefixes, by tier
-  std::uint64_t not_found = 0;                      ///< behind the prefix, or in no tier
-  std::array<std::uint64_t, kTiers> loaded{};       ///< by the slowest tier that a part came from
-  std::array<std::uint64_t, kTiers> loaded_bytes{}; ///< by tier
+  std::uint64_t lookups = 0;                         ///< calls
+  std::uint64_t looked_up = 0;                       ///< in them: `== found[...] summed + not_found`
+  std::array<std::uint64_t, kTiers> found{};         ///< of usable prefixes, by tier
+  std::uint64_t not_found = 0;                       ///< behind the prefix, or in no tier
+  std::array<std::uint64_t, kTiers> loaded{};        ///< by the slowest tier that a part came from
+  std::array<std::uint64_t, kTiers> loaded_bytes{};  ///< by tier
   std::uint64_t loads = 0;
-  std::uint64_t retried = 0;       ///< a copy failed, and another tier was asked
-  std::uint64_t recompute = 0;     ///< did not come: gone, failed, or cancelled
-  std::uint64_t stores_asked = 0;  ///< `== stored + stores_known + stores_refused + stores_given_up + under way`
+  std::uint64_t retried = 0;    ///< a copy failed, and another tier was asked
+  std::uint64_t recompute = 0;  ///< did not come: gone, failed, or cancelled
+  std::uint64_t stores_asked =
+      0;  ///< `== stored + stores_known + stores_refused + stores_given_up + under way`
   std::uint64_t stored = 0;
   std::uint64_t stores_known = 0;     ///< were in the cache already
   std::uint64_t stores_refused = 0;   ///< no room, or a copy failed
