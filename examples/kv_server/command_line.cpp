@@ -14,10 +14,14 @@ namespace harvest::kv_server {
 namespace {
 
 constexpr const char* kAbout =
-    "Serves conversations with a small transformer whose keys and values lie in pages on its GPU, too few for\n"
-    "all: prompts begin alike and conversations come back, so pages are shared, and what leaves them waits in\n"
-    "the idle memory of the neighbours (peers) and in host memory; Harvest's BlockCache moves it, and brings it\n"
-    "back layer by layer while the first step computes. The arithmetic is real and done by the CPU. The machine\n"
+    "Serves conversations with a small transformer whose keys and values lie in pages on its GPU, too few "
+    "for\n"
+    "all: prompts begin alike and conversations come back, so pages are shared, and what leaves them waits "
+    "in\n"
+    "the idle memory of the neighbours (peers) and in host memory; Harvest's BlockCache moves it, and brings "
+    "it\n"
+    "back layer by layer while the first step computes. The arithmetic is real and done by the CPU. The "
+    "machine\n"
     "is simulated, and so is every time that is printed.";
 
 constexpr const char* kFirstSteps =
@@ -25,11 +29,12 @@ constexpr const char* kFirstSteps =
     "  kv_server                     ten conversations with three system prompts, some seconds of a CPU\n"
     "  kv_server --no-cache          the same, every prompt computed from its beginning: compare the time\n"
     "  kv_server --verify --owners bursty\n"
-    "                                the peers' owners take their memory back all the time, and every score of\n"
+    "                                the peers' owners take their memory back all the time, and every score "
+    "of\n"
     "                                every token is the same, to the last bit, as with the cache off\n"
     "  kv_server --verify --owners bursty --backing lossy --faults 0.02\n"
     "                                copies fail on their way and blocks are gone: those are computed again\n"
-    "  kv_server --tiny --verify --owners bursty --faults 0.01 --seeds 200\n"
+    "  kv_server --tiny --verify --owners bursty --seeds 200\n"
     "                                a campaign: each seed also draws what is not given\n"
     "\n"
     "Exit codes: 0 success, 1 something was wrong, 2 bad input.";
@@ -44,9 +49,9 @@ Options tiny_options() {
                    .heads = 4,
                    .kv_heads = 2,
                    .vocabulary = 64};
-  options.talk = {.conversations = 6,
+  options.talk = {.conversations = 10,
                   .most_turns = 4,
-                  .system_prompts = 2,
+                  .system_prompts = 4,
                   .longest_system = 32,
                   .longest_said = 12,
                   .most_new_tokens = 8,
@@ -93,7 +98,8 @@ void CommandLine::add_pages() {
   add(group, "--arrangement", options_.arrangement,
       fmt::format("How tensors hold pages: {}", fmt::join(kv::kv_arrangement_names(), ", ")));
   add(group, "--page-tokens", options_.page_tokens, "Tokens of a page");
-  add(group, "--pages", options_.pages, "How many there are; 0: as two of the longest conversations need");
+  add(group, "--pages", options_.pages,
+      "How many there are; 0: what the longest conversation needs, and half as many again");
 }
 
 void CommandLine::add_cache() {
@@ -102,13 +108,16 @@ void CommandLine::add_cache() {
   add(group, "--system", options_.system, "A machine, by the name or file that `harvest topo` takes");
   add(group, "--block-pages", options_.block_pages, "Pages of a block, the unit that is shared and moved");
   add(group, "--backing", options_.backing,
-      "Of blocks: managed_host (in host memory, copies on peers), spill (on a peer, in host memory when it has "
+      "Of blocks: managed_host (in host memory, copies on peers), spill (on a peer, in host memory when it "
+      "has "
       "to), lossy (on peers alone)");
   add_size(group, "--peer-idle", options_.peer_bytes, "What a peer does not need itself, as 32MiB");
   add_size(group, "--host-budget", options_.host_bytes, "For blocks in host memory");
-  add(group, "--group-layers", options_.group_layers, "Layers that are waited for at once; 0: Harvest chooses");
+  add(group, "--group-layers", options_.group_layers,
+      "Layers that are waited for at once; 0: Harvest chooses");
   add(group, "--ahead-us", options_.ahead_us, "For how long the host's wire is given copies ahead");
   add(group, "--store-buffers", options_.store_buffers, "Blocks on their way into the cache at a time");
+  add(group, "--schedule-us", options_.schedule_us, "What passes between looking a prompt up and loading it");
   add(group, "--kernel-us", options_.kernel_us, "What a kernel takes even if it does nothing");
 }
 
@@ -134,22 +143,25 @@ Options CommandLine::draw(std::uint64_t seed) const {
   choose("--arrangement", options.arrangement, std::string(one_of(kv::kv_arrangement_names(), random)));
   choose("--page-tokens", options.page_tokens, number(1, 8));
   choose("--block-pages", options.block_pages, number(1, 4));
-  const std::uint32_t longest = options.page_count() / 2;  // of one conversation, where it is not given
-  choose("--pages", options.pages, longest + number(0, 2 * longest));
+  choose("--pages", options.pages, options.least_pages() + number(0, options.least_pages() / 2));
   choose("--batch", options.limits.sequences, number(1, 6));
   choose("--step-tokens", options.limits.tokens_per_step, options.limits.sequences + number(0, 40));
   choose("--temperature", options.temperature, random.chance(0.5) ? 0.0 : 1.0);
   choose("--backing", options.backing, std::string(to_string(one_of(kBackings, random))));
   choose("--peer-idle", options.peer_bytes, random.below(5) * (kSmallestIdleBytes / 4));
-  choose("--host-budget", options.host_bytes, one_of(std::array{2ULL << 20, 8ULL << 20, 64ULL << 20}, random));
+  choose("--host-budget", options.host_bytes,
+         one_of(std::array{2ULL << 20, 8ULL << 20, 64ULL << 20}, random));
   choose("--group-layers", options.group_layers, number(0, options.shape.layers));
   choose("--ahead-us", options.ahead_us, one_of(std::array{0.0, 10.0, 50'000.0}, random));
   choose("--store-buffers", options.store_buffers, number(1, 4));
   // A slow GPU gives copies more time between steps, and peers time to come back into service.
   choose("--kernel-us", options.kernel_us, one_of(std::array{3.0, 100.0, 3'000.0}, random));
+  choose("--schedule-us", options.schedule_us,
+         one_of(std::array{0.0, 30.0, 300.0}, random) * options.kernel_us);
+  choose("--faults", options.fault_rate, one_of(std::array{0.0, 0.0, 0.003, 0.02}, random));
   choose("--arrival-us", options.talk.arrival_us, random.uniform() * 200 * options.kernel_us);
   choose("--pause-us", options.talk.pause_us, random.uniform() * 1'000 * options.kernel_us);
-  choose("--owner-period-us", options.owner_period_us, options.kernel_us * (10 + random.uniform() * 200));
+  choose("--owner-period-us", options.owner_period_us, options.kernel_us * (30 + random.uniform() * 1'500));
   return options;
 }
 

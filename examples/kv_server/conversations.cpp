@@ -8,8 +8,9 @@
 namespace harvest::kv_server {
 namespace {
 
-std::vector<std::uint32_t> draw_tokens(std::uint32_t longest, std::uint32_t vocabulary, Random& random) {
-  std::vector<std::uint32_t> tokens(random.between(1, longest));
+std::vector<std::uint32_t> draw_tokens(std::uint32_t least, std::uint32_t most, std::uint32_t vocabulary,
+                                       Random& random) {
+  std::vector<std::uint32_t> tokens(random.between(least, most));
   for (std::uint32_t& token : tokens) token = static_cast<std::uint32_t>(random.below(vocabulary));
   return tokens;
 }
@@ -24,13 +25,14 @@ Conversations::Conversations(const Talk& talk, std::uint32_t vocabulary, std::ui
     : most_turns_(talk.most_turns), conversations_(talk.conversations) {
   Random random(seed);
   std::vector<std::vector<std::uint32_t>> systems(talk.system_prompts);
-  for (auto& system : systems) system = draw_tokens(talk.longest_system, vocabulary, random);
+  for (auto& system : systems)
+    system = draw_tokens((talk.longest_system + 1) / 2, talk.longest_system, vocabulary, random);
   TimeNs arrival_ns = 0;
   for (Conversation& conversation : conversations_) {
     conversation.tokens = systems[random.below(systems.size())];
-    conversation.turns.resize(random.between(1, talk.most_turns));
+    conversation.turns.resize(random.between((talk.most_turns + 1) / 2, talk.most_turns));
     for (Turn& turn : conversation.turns)
-      turn = {.said = draw_tokens(talk.longest_said, vocabulary, random),
+      turn = {.said = draw_tokens(1, talk.longest_said, vocabulary, random),
               .new_tokens = static_cast<std::uint32_t>(random.between(1, talk.most_new_tokens)),
               .pause_ns = draw_ns(talk.pause_us, random)};
     conversation.due_ns = arrival_ns;

@@ -18,8 +18,8 @@ namespace harvest::kv_server {
 
 using namespace transformer;
 
-/// Keys or values, of one layer, of one of the tokens of a page. Requires: a layout of float32 with two parts for
-/// each layer, as `KvLayout::describe` makes it.
+/// Keys or values, of one layer, of one of the tokens of a page. Requires: a layout of float32 with two parts
+/// for each layer, as `KvLayout::describe` makes it.
 [[nodiscard]] KvRow row_of(const kv::KvLayout& layout, std::uint32_t layer, std::uint32_t part,
                            std::uint32_t page, std::uint32_t token);
 

@@ -55,15 +55,18 @@ void print_cache(const Options& options, const Outcome& outcome) {
   const PagedKvStats& pages = outcome.pages;
   const std::uint64_t block_tokens = std::uint64_t{options.block_pages} * options.page_tokens;
   const std::uint64_t lost_tokens = pages.lost_blocks * block_tokens;
-  fmt::print("  of {} prompt tokens {} were in pages, {} were loaded from peers and {} from host, {} computed\n",
-             outcome.prompt_tokens, pages.shared_tokens, at(blocks.loaded, Tier::peer) * block_tokens,
-             at(blocks.loaded, Tier::host) * block_tokens,
-             outcome.prompt_tokens - pages.shared_tokens - pages.promised_tokens + lost_tokens);
+  fmt::print(
+      "  of {} prompt tokens {} were in pages, {} were loaded from peers and {} from host, {} computed\n",
+      outcome.prompt_tokens, pages.shared_tokens, at(blocks.loaded, Tier::peer) * block_tokens,
+      at(blocks.loaded, Tier::host) * block_tokens,
+      outcome.prompt_tokens - pages.shared_tokens - pages.promised_tokens + lost_tokens);
   fmt::print("  recomputed: {} blocks that were found and did not come, of {}\n", pages.lost_blocks,
              pages.promised_tokens / block_tokens);
-  fmt::print("  {} blocks made way in the pages; of {} stores {} were done, {} not needed, {} refused, {} given up\n",
-             pages.dropped_blocks, blocks.stores_asked, blocks.stored, blocks.stores_known,
-             blocks.stores_refused, blocks.stores_given_up);
+  fmt::print(
+      "  {} blocks made way in the pages; of {} stores {} were done, {} not needed, {} refused, {} given "
+      "up\n",
+      pages.dropped_blocks, blocks.stores_asked, blocks.stored, blocks.stores_known, blocks.stores_refused,
+      blocks.stores_given_up);
   fmt::print("  a router would have heard of blocks that {} were stored, {} moved and {} removed\n",
              outcome.events[0], outcome.events[1], outcome.events[2]);
 }
@@ -75,15 +78,14 @@ void print(const Options& options, const Outcome& outcome) {
   fmt::print("{} conversations of {} turns on {} (simulated), {} layers\n", options.talk.conversations,
              outcome.answers.size(), options.system, options.shape.layers);
   fmt::print("  {} pages of {} tokens, {:.1f} MiB, as {}; blocks of {} tokens, {}\n", options.page_count(),
-             options.page_tokens, static_cast<double>(pages_bytes) / kMiB,
-             options.arrangement, options.block_pages * options.page_tokens,
-             options.cache ? options.backing : "not kept");
+             options.page_tokens, static_cast<double>(pages_bytes) / kMiB, options.arrangement,
+             options.block_pages * options.page_tokens, options.cache ? options.backing : "not kept");
   if (options.cache)
     print_cache(options, outcome);
   else
     fmt::print("  {} prompt tokens were computed\n", outcome.prompt_tokens);
-  fmt::print("  {} new tokens in {} steps, {} of them mixed, {} done again\n", server.new_tokens, server.steps,
-             server.mixed_steps, server.redone);
+  fmt::print("  {} new tokens in {} steps, {} of them mixed, {} done again\n", server.new_tokens,
+             server.steps, server.mixed_steps, server.redone);
   fmt::print("  {:.1f} ms of virtual time, an answer after {:.2f} ms on average, simulated\n",
              static_cast<double>(outcome.duration_ns) / 1e6,
              static_cast<double>(outcome.waited_ns) / 1e6 / turns);
@@ -137,8 +139,10 @@ Exit run_campaign(const CommandLine& command_line) {
       });
   if (exit != kOk) return exit;
   fmt::print(
-      "{} seeds, {} new tokens{}: {} prompt tokens were shared in pages, {} blocks came from peers and {} from\n"
-      "host, {} blocks were recomputed, in {} of the seeds; {} reclaims ({} late in part), {} copies failed or were\n"
+      "{} seeds, {} new tokens{}: {} prompt tokens were shared in pages, {} blocks came from peers and {} "
+      "from\n"
+      "host, {} blocks were recomputed, in {} of the seeds; {} reclaims ({} late in part), {} copies failed "
+      "or were\n"
       "refused, {} blocks were asked for again\n",
       command_line.seeds(), sums.tokens,
       command_line.verify() ? fmt::format(", each the same as {}", kExpectedHow) : "", sums.shared_tokens,

@@ -21,8 +21,8 @@ class PagePool {
   /// Pages are handed out in an order that the seed draws. Requires: `block_pages` > 0.
   PagePool(std::uint32_t pages, std::uint32_t block_pages, std::uint64_t seed);
 
-  /// Pages for so many blocks; nothing if there are not as many, whatever makes way. What makes way are blocks
-  /// that nobody uses, the one that was left first first; their keys are added to `dropped`.
+  /// Pages for so many blocks; nothing if there are not as many, whatever makes way. What makes way are
+  /// blocks that nobody uses, the one that was left first first; their keys are added to `dropped`.
   [[nodiscard]] std::optional<std::vector<std::uint32_t>> take(std::size_t blocks, std::vector<Key>& dropped);
   void give_back(std::span<const std::uint32_t> pages);
 

@@ -6,14 +6,13 @@
 
 namespace harvest::kv_server {
 
-PagedKv::PagedKv(const KvPages& pages, kv::BlockCache* blocks, Config config, StreamId stream,
-                 std::function<Status()> between)
+PagedKv::PagedKv(const KvPages& pages, kv::BlockCache* blocks, Config config, StreamId stream, Pauses pauses)
     : pages_(pages),
       blocks_(blocks),
       config_(config),
       block_tokens_(config.block_pages * pages.layout().page_tokens),
       stream_(stream),
-      between_(std::move(between)),
+      pauses_(std::move(pauses)),
       pool_(pages.layout().pages, config.block_pages, config.seed),
       sequences_(config.sequences) {}
 
@@ -90,7 +89,7 @@ Result<std::size_t> PagedKv::begin_load(Sequence& sequence, std::size_t most_kno
   const std::size_t found = blocks_->lookup(keys).blocks;
   stats_.shared_tokens += shared * block_tokens_;
   if (found <= shared) return shared;
-  if (Status done = between_(); !done) return tl::unexpected(done.error());
+  if (Status done = pauses_.before_load(); !done) return tl::unexpected(done.error());
 
   auto load = blocks_->load(keys.subspan(shared, found - shared),
                             block_pages(sequence, shared, found - shared), stream_);
@@ -115,7 +114,7 @@ void PagedKv::for_each_loading(std::span<const Row> rows, Visit visit) {
 }
 
 Status PagedKv::order_behind(std::uint32_t layer, std::span<const Row> rows) {
-  if (Status done = between_(); !done) return done;
+  if (Status done = pauses_.before_layer(); !done) return done;
   Status ordered;
   for_each_loading(rows, [&](std::uint32_t, Sequence& sequence) {
     if (ordered) ordered = sequence.load->order_behind(layer, stream_);

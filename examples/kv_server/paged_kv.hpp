@@ -25,8 +25,9 @@ struct PagedKvStats {
 };
 
 /// Keys and values in pages, which are fewer than all sequences need. A prompt's beginning may be in pages
-/// still: then it is shared; or in the cache of blocks: then it is loaded, layer by layer while the first step
-/// already computes. What a sequence has computed is shared with others and stored as soon as a block is full.
+/// still: then it is shared; or in the cache of blocks: then it is loaded, layer by layer while the first
+/// step already computes. What a sequence has computed is shared with others and stored as soon as a block is
+/// full.
 class PagedKv : public KvMemory {
  public:
   struct Config {
@@ -35,11 +36,14 @@ class PagedKv : public KvMemory {
     std::uint64_t seed = 0;  ///< of the order in which pages are handed out
   };
 
-  /// All outlive it. Without `blocks` nothing is shared or kept, and all is computed. `between` is called
-  /// where a server that does not stand still would have others act: before a layer, and between looking a
-  /// prompt up and loading it.
-  PagedKv(const KvPages& pages, kv::BlockCache* blocks, Config config, StreamId stream,
-          std::function<Status()> between);
+  /// Where others get to act, as they do around a server that does not stand still.
+  struct Pauses {
+    std::function<Status()> before_layer;
+    std::function<Status()> before_load;  ///< after the prompt was looked up
+  };
+
+  /// All outlive it. Without `blocks` nothing is shared or kept, and all is computed.
+  PagedKv(const KvPages& pages, kv::BlockCache* blocks, Config config, StreamId stream, Pauses pauses);
 
   KvRow keys(std::uint32_t layer, std::uint32_t sequence, std::uint32_t position) override;
   KvRow values(std::uint32_t layer, std::uint32_t sequence, std::uint32_t position) override;
@@ -82,7 +86,7 @@ class PagedKv : public KvMemory {
   Config config_;
   std::uint32_t block_tokens_;
   StreamId stream_;
-  std::function<Status()> between_;
+  Pauses pauses_;
   PagePool pool_;
   std::vector<std::optional<Sequence>> sequences_;
   PagedKvStats stats_;

@@ -49,19 +49,17 @@ Status World::build() {
     owners_ = std::make_unique<BurstyOwners>(*backend_, *cache_,
                                              static_cast<TimeNs>(options_.owner_period_us * 1e3),
                                              seed_of(options_.seed, kOwners));
-  return options_.fault_rate == 0 ? Status()
-                                  : backend_->set_faults(faults_of_copies(options_.fault_rate));
+  return options_.fault_rate == 0 ? Status() : backend_->set_faults(faults_of_copies(options_.fault_rate));
 }
 
 Status World::make_machine() {
-  auto backend =
-      make_small_machine(options_.system, options_.peer_bytes, seed_of(options_.seed, kFaults));
+  auto backend = make_small_machine(options_.system, options_.peer_bytes, seed_of(options_.seed, kFaults));
   if (!backend) return tl::unexpected(backend.error());
   backend_ = std::move(*backend);
   const auto arrangement = kv::kv_arrangement_from(options_.arrangement);
   if (!arrangement) return tl::unexpected(arrangement.error());
-  auto pages = KvPages::create(*backend_, options_.shape, *arrangement, options_.page_tokens,
-                               options_.page_count());
+  auto pages =
+      KvPages::create(*backend_, options_.shape, *arrangement, options_.page_tokens, options_.page_count());
   if (!pages) return tl::unexpected(pages.error());
   pages_ = std::move(*pages);
   return {};
@@ -80,16 +78,15 @@ Status World::make_caches() {
 
   const auto backing = backing_from(options_.backing);
   if (!backing) return tl::unexpected(backing.error());
-  auto blocks = kv::BlockCache::create(
-      *cache_, {.layout = pages_->layout(),
-                .block_pages = options_.block_pages,
-                .backing = *backing,
-                .group_layers = options_.group_layers,
-                .ahead_ns = static_cast<TimeNs>(options_.ahead_us * 1e3),
-                .store_buffers = options_.store_buffers,
-                .on_event = [this](const kv::BlockEvent& event) {
-                  ++events_[static_cast<std::size_t>(event.kind)];
-                }});
+  auto blocks = kv::BlockCache::create(*cache_, {.layout = pages_->layout(),
+                                                 .block_pages = options_.block_pages,
+                                                 .backing = *backing,
+                                                 .group_layers = options_.group_layers,
+                                                 .ahead_ns = static_cast<TimeNs>(options_.ahead_us * 1e3),
+                                                 .store_buffers = options_.store_buffers,
+                                                 .on_event = [this](const kv::BlockEvent& event) {
+                                                   ++events_[static_cast<std::size_t>(event.kind)];
+                                                 }});
   if (!blocks) return tl::unexpected(blocks.error());
   blocks_ = std::move(*blocks);
   hears_ = blocks_.get();
@@ -106,11 +103,18 @@ Status World::let_others_act() {
 }
 
 Result<Outcome> World::serve(const ProgressReport& report) {
-  PagedKv kv(*pages_, blocks_.get(),
-             {.sequences = options_.limits.sequences,
-              .block_pages = options_.block_pages,
-              .seed = seed_of(options_.seed, kPages)},
-             kernels_->stream(), [this] { return let_others_act(); });
+  PagedKv kv(
+      *pages_, blocks_.get(),
+      {.sequences = options_.limits.sequences,
+       .block_pages = options_.block_pages,
+       .seed = seed_of(options_.seed, kPages)},
+      kernels_->stream(),
+      {.before_layer = [this] { return let_others_act(); },
+       .before_load =
+           [this] {
+             backend_->sleep_until(backend_->now_ns() + static_cast<TimeNs>(options_.schedule_us * 1e3));
+             return let_others_act();
+           }});
   CpuCompute compute(model_, *kernels_, kv);
   ResidentExperts experts(model_);
   Server server(model_, compute, experts, kv, options_.limits,
@@ -178,10 +182,13 @@ Status World::check_books(Outcome& outcome) {
   return {};
 }
 
-std::uint32_t Options::page_count() const {
-  if (pages != 0) return pages;
+std::uint32_t Options::least_pages() const {
   const std::uint32_t block_tokens = page_tokens * block_pages;
-  return 2 * block_pages * ((talk.positions() + block_tokens - 1) / block_tokens);
+  return block_pages * ((talk.positions() + block_tokens - 1) / block_tokens);
+}
+
+std::uint32_t Options::page_count() const {
+  return pages == 0 ? least_pages() + least_pages() / 2 : pages;
 }
 
 Status Options::validate() const {
@@ -193,18 +200,18 @@ Status Options::validate() const {
   for (const Status& status :
        {shape.validate(), check("conversations", talk.conversations, 1, 1e5),
         check("most_turns", talk.most_turns, 1, 1'000), check("system_prompts", talk.system_prompts, 1, 1e5),
-        check("longest_system", talk.longest_system, 1, 1e5), check("longest_said", talk.longest_said, 1, 1e5),
+        check("longest_system", talk.longest_system, 1, 1e5),
+        check("longest_said", talk.longest_said, 1, 1e5),
         check("most_new_tokens", talk.most_new_tokens, 1, 1e5), check("arrival_us", talk.arrival_us, 0, 1e9),
         check("pause_us", talk.pause_us, 0, 1e9), check("temperature", temperature, 0, 100),
         check("sequences", limits.sequences, 1, 1024),
         check("tokens_per_step", limits.tokens_per_step, limits.sequences, 1e5),
         check("page_tokens", page_tokens, 1, 65'536), check("block_pages", block_pages, 1, 1e5),
-        check("ahead_us", ahead_us, 0, 1e9), check("kernel_us", kernel_us, 0.001, 1e6),
-        check("owner_period_us", owner_period_us, 1, 1e9), check("fault_rate", fault_rate, 0, 0.5)})
+        check("ahead_us", ahead_us, 0, 1e9), check("schedule_us", schedule_us, 0, 1e6),
+        check("kernel_us", kernel_us, 0.001, 1e6), check("owner_period_us", owner_period_us, 1, 1e9),
+        check("fault_rate", fault_rate, 0, 0.5)})
     if (!status) return status;
-  const std::uint32_t block_tokens = page_tokens * block_pages;
-  const std::uint32_t least = block_pages * ((talk.positions() + block_tokens - 1) / block_tokens);
-  if (Status status = check("pages", page_count(), least, 1e6); !status) return status;
+  if (Status status = check("pages", page_count(), least_pages(), 1e6); !status) return status;
   if (const auto known = backing_from(backing); !known) return tl::unexpected(known.error());
   const auto known = kv::kv_arrangement_from(arrangement);
   return known ? Status() : tl::unexpected(known.error());

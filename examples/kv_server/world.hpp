@@ -40,7 +40,7 @@ struct Options {
   std::string system = "2xh100-nvl";
   std::string arrangement = "layer_first";  ///< one of `kv_arrangement_names`
   std::uint32_t page_tokens = 16;
-  std::uint32_t pages = 0;  ///< 0: two of the longest conversations
+  std::uint32_t pages = 0;  ///< 0: what the longest conversation needs, and half as many again
   std::uint32_t block_pages = 1;
   bool cache = true;  ///< false: what is not in pages is computed, and pages are not shared
   std::string backing = "managed_host";
@@ -49,12 +49,14 @@ struct Options {
   std::uint32_t group_layers = 0;       ///< as in `BlockCacheConfig`, and so the next two
   double ahead_us = 50'000;
   std::uint32_t store_buffers = 2;
-  double kernel_us = 3;  ///< that a kernel takes even if it does nothing
+  double schedule_us = 5;  ///< between looking a prompt up and loading it
+  double kernel_us = 3;    ///< that a kernel takes even if it does nothing
   bool bursty_owners = false;
   double owner_period_us = 500;
   double fault_rate = 0;  ///< of copies that fail in flight
 
   [[nodiscard]] std::uint32_t page_count() const;
+  [[nodiscard]] std::uint32_t least_pages() const;  ///< that the longest conversation needs
   /// Errors: invalid_argument, not_found (names the field, value and limit).
   [[nodiscard]] Status validate() const;
 };
