@@ -64,9 +64,10 @@ struct BlockCacheConfig {
 
   /// Layers that come with one event. 0: as few as keep the fastest wire busy.
   std::uint32_t group_layers = 0;
-  /// Of copies given to each wire ahead of the work that waits for them. A load that is cancelled, and
-  /// everything behind it, waits for what was given.
-  std::uint64_t ahead_bytes = 256ULL << 20;
+  /// For how long the host's wire is given copies ahead; `poll` has to be called at least that often to keep
+  /// it busy, and a load that is cancelled waits for what was given. What peers have is given at once, so
+  /// that no load holds their memory for longer than the copies take.
+  TimeNs ahead_ns = 50'000'000;
   /// Blocks on their way from pages into the cache at a time; each takes memory of its size on the consumer.
   std::uint32_t store_buffers = 2;
 
@@ -199,8 +200,8 @@ class BlockCache {
   /// their numbers: `block_pages` for each), until `forget_local`. Lookups answer `local` for them.
   Status note_local(std::span<const Key> keys, std::span<const std::uint32_t> pages);
   void forget_local(std::span<const Key> keys);
-  /// The pages of a local block; empty if it is not. Good until the block is forgotten.
-  [[nodiscard]] std::span<const std::uint32_t> local_pages(const Key& key) const;
+  /// The pages of a local block; empty if it is not.
+  [[nodiscard]] std::vector<std::uint32_t> local_pages(const Key& key) const;
 
   /// Where a block would be served now: `none` if it is gone. A request's table of blocks is this for each.
   [[nodiscard]] Tier locate(const Key& key) const;
