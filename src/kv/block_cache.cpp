@@ -197,6 +197,11 @@ BlockCache::Impl::~Impl() {
     static_cast<void>(cache_.forget_stream(stream));
     static_cast<void>(backend_.destroy_stream(stream));
   }
+  {
+    MutexLock lock(mutex_);
+    if (lanes_.lease_stream() != StreamId::none)
+      static_cast<void>(cache_.forget_stream(lanes_.lease_stream()));
+  }
   if (store_memory_ != nullptr) static_cast<void>(backend_.unmap_segment(store_memory_));
 }
 
