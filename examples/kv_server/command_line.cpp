@@ -32,8 +32,10 @@ constexpr const char* kFirstSteps =
     "                                the peers' owners take their memory back all the time, and every score "
     "of\n"
     "                                every token is the same, to the last bit, as with the cache off\n"
-    "  kv_server --verify --owners bursty --backing lossy --faults 0.02\n"
-    "                                copies fail on their way and blocks are gone: those are computed again\n"
+    "  kv_server --verify --owners bursty --faults 0.02\n"
+    "                                copies fail on their way: what did not come well is computed again\n"
+    "  kv_server --verify --owners bursty --backing lossy --schedule-us 500\n"
+    "                                blocks are on peers alone, and some go after they were found\n"
     "  kv_server --tiny --verify --owners bursty --seeds 200\n"
     "                                a campaign: each seed also draws what is not given\n"
     "\n"
@@ -112,11 +114,13 @@ void CommandLine::add_cache() {
       "has "
       "to), lossy (on peers alone)");
   add_size(group, "--peer-idle", options_.peer_bytes, "What a peer does not need itself, as 32MiB");
-  add_size(group, "--host-budget", options_.host_bytes, "For blocks in host memory");
+  add_size(group, "--host-budget", options_.host_bytes, "For blocks in host memory, as 64MiB");
   add(group, "--group-layers", options_.group_layers,
       "Layers that are waited for at once; 0: Harvest chooses");
   add(group, "--ahead-us", options_.ahead_us, "For how long the host's wire is given copies ahead");
   add(group, "--store-buffers", options_.store_buffers, "Blocks on their way into the cache at a time");
+  add(group, "--recompute-us", options_.recompute_us,
+      "What computing a token takes: where blocks take longer to come it is computed; 0: they always come");
   add(group, "--schedule-us", options_.schedule_us, "What passes between looking a prompt up and loading it");
   add(group, "--kernel-us", options_.kernel_us, "What a kernel takes even if it does nothing");
 }
@@ -154,6 +158,7 @@ Options CommandLine::draw(std::uint64_t seed) const {
   choose("--group-layers", options.group_layers, number(0, options.shape.layers));
   choose("--ahead-us", options.ahead_us, one_of(std::array{0.0, 10.0, 50'000.0}, random));
   choose("--store-buffers", options.store_buffers, number(1, 4));
+  choose("--recompute-us", options.recompute_us, one_of(std::array{0.0, 0.0, 1.0}, random));
   // A slow GPU gives copies more time between steps, and peers time to come back into service.
   choose("--kernel-us", options.kernel_us, one_of(std::array{3.0, 100.0, 3'000.0}, random));
   choose("--schedule-us", options.schedule_us,

@@ -60,8 +60,9 @@ void print_cache(const Options& options, const Outcome& outcome) {
       outcome.prompt_tokens, pages.shared_tokens, at(blocks.loaded, Tier::peer) * block_tokens,
       at(blocks.loaded, Tier::host) * block_tokens,
       outcome.prompt_tokens - pages.shared_tokens - pages.promised_tokens + lost_tokens);
-  fmt::print("  recomputed: {} blocks that were found and did not come, of {}\n", pages.lost_blocks,
-             pages.promised_tokens / block_tokens);
+  fmt::print(
+      "  recomputed: {} blocks that were found and did not come, of {}; {} prompts were not worth a load\n",
+      pages.lost_blocks, pages.promised_tokens / block_tokens, pages.declined_loads);
   fmt::print(
       "  {} blocks made way in the pages; of {} stores {} were done, {} not needed, {} refused, {} given "
       "up\n",

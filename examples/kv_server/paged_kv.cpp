@@ -86,9 +86,14 @@ Result<bool> PagedKv::take_pages(Sequence& sequence, std::size_t most_known, std
 Result<std::size_t> PagedKv::begin_load(Sequence& sequence, std::size_t most_known) {
   const std::size_t shared = sequence.kept;
   const auto keys = sequence.keys.keys().first(most_known);
-  const std::size_t found = blocks_->lookup(keys).blocks;
+  const kv::PrefixMatch match = blocks_->lookup(keys);
+  const std::size_t found = match.blocks;
   stats_.shared_tokens += shared * block_tokens_;
   if (found <= shared) return shared;
+  if (match.recompute_ns > 0 && match.load_ns > match.recompute_ns) {
+    ++stats_.declined_loads;
+    return shared;
+  }
   if (Status done = pauses_.before_load(); !done) return tl::unexpected(done.error());
 
   auto load = blocks_->load(keys.subspan(shared, found - shared),

@@ -20,6 +20,7 @@ struct PagedKvStats {
   std::uint64_t shared_tokens = 0;    ///< of prompts, found in pages that were there
   std::uint64_t promised_tokens = 0;  ///< of prompts, loaded, if they come
   std::uint64_t lost_blocks = 0;      ///< of these; they did not
+  std::uint64_t declined_loads = 0;   ///< that would have taken longer than computing
   std::uint64_t refused_loads = 0;    ///< that could not be begun: all was computed
   std::uint64_t dropped_blocks = 0;   ///< made way in the pages
 };

@@ -49,10 +49,11 @@ struct Options {
   std::uint32_t group_layers = 0;       ///< as in `BlockCacheConfig`, and so the next two
   double ahead_us = 50'000;
   std::uint32_t store_buffers = 2;
-  double schedule_us = 5;  ///< between looking a prompt up and loading it
-  double kernel_us = 3;    ///< that a kernel takes even if it does nothing
+  double recompute_us = 0;  ///< what a token takes, where blocks take longer to come; 0: they always come
+  double schedule_us = 5;   ///< between looking a prompt up and loading it
+  double kernel_us = 3;     ///< that a kernel takes even if it does nothing
   bool bursty_owners = false;
-  double owner_period_us = 500;
+  double owner_period_us = 3'000;
   double fault_rate = 0;  ///< of copies that fail in flight
 
   [[nodiscard]] std::uint32_t page_count() const;
@@ -113,7 +114,7 @@ class World {
   std::array<std::uint64_t, 3> events_{};
   std::unique_ptr<SimulatedBackend> backend_;
   std::unique_ptr<KvPages> pages_;
-  kv::BlockCache* hears_ = nullptr;  ///< what the PeerCache tells
+  kv::BlockCache* hears_ = nullptr;  ///< what the PeerCache tells; until it ends
   std::unique_ptr<PeerCache> cache_;
   std::unique_ptr<kv::BlockCache> blocks_;
   std::unique_ptr<Kernels> kernels_;

@@ -50,8 +50,8 @@ class KvMemory {
   }
   /// What these rows see of this layer is there for work that is given to the stream from now on.
   virtual Status order_behind(std::uint32_t /*layer*/, std::span<const Row> /*rows*/) { return {}; }
-  /// Waits. Answers what these rows saw without its being there: it must be computed, and what they computed
-  /// means nothing.
+  /// Waits. Answers what these rows saw without its being there, of each sequence in order: it must be
+  /// computed, and what the sequence's rows have computed means nothing.
   virtual std::vector<KvRange> confirm(std::span<const Row> /*rows*/) { return {}; }
   /// These are a sequence's first tokens, and their keys and values are computed and confirmed.
   virtual Status keep(std::uint32_t /*sequence*/, std::span<const std::uint32_t> /*tokens*/) { return {}; }

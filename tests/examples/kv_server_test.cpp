@@ -123,6 +123,17 @@ TEST(KvWorldTest, PromptsComeFromPagesPeersAndHost) {
   EXPECT_EQ(loaded(*on_host, Tier::peer), 0U);
 }
 
+TEST(KvWorldTest, WhatIsComputedSoonerIsNotLoaded) {
+  Options options = small_options();
+  options.pages = options.least_pages();
+  options.recompute_us = 0.001;
+  const auto outcome = serve(options);
+  ASSERT_TRUE(outcome) << outcome.error().message;
+  EXPECT_EQ(compare_with_alone(options, *outcome), "");
+  EXPECT_GT(outcome->pages.declined_loads, 0U);
+  EXPECT_EQ(outcome->blocks.loads, 0U);
+}
+
 TEST(KvWorldTest, WithoutTheCacheAllIsComputed) {
   Options options = small_options();
   options.cache = false;
@@ -174,7 +185,9 @@ TEST(KvWorldTest, ARouterHearsOfWhatComesAndGoes) {
   options.owner_period_us = 200;
   const auto outcome = serve(options);
   ASSERT_TRUE(outcome) << outcome.error().message;
-  const auto told = [&](kv::BlockEvent::Kind kind) { return outcome->events[static_cast<std::size_t>(kind)]; };
+  const auto told = [&](kv::BlockEvent::Kind kind) {
+    return outcome->events[static_cast<std::size_t>(kind)];
+  };
   EXPECT_EQ(told(kv::BlockEvent::Kind::stored), outcome->blocks.stored);
   EXPECT_GT(told(kv::BlockEvent::Kind::removed), 0U);
   EXPECT_LE(told(kv::BlockEvent::Kind::removed), outcome->blocks.stored);
@@ -191,7 +204,8 @@ TEST(KvWorldTest, SaysWhyThereCanBeNone) {
   };
   EXPECT_EQ(complaint([](Options&) {}), "nothing");
   EXPECT_THAT(complaint([](Options& changed) { changed.system = "nope"; }), HasSubstr("'nope'"));
-  EXPECT_THAT(complaint([](Options& changed) { changed.store_buffers = 0; }), HasSubstr("store_buffers is 0"));
+  EXPECT_THAT(complaint([](Options& changed) { changed.store_buffers = 0; }),
+              HasSubstr("store_buffers is 0"));
   EXPECT_THAT(complaint([](Options& changed) { changed.group_layers = 4; }), HasSubstr("group_layers is 4"));
 }
 

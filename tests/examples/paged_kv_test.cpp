@@ -87,7 +87,8 @@ class ServedFrom : public ::testing::Test {
 class PagesOf : public ServedFrom, public ::testing::WithParamInterface<std::string_view> {
  protected:
   std::unique_ptr<KvPages> make_pages(std::uint32_t page_tokens, std::uint32_t pages) {
-    return KvPages::create(*backend_, kShape, *kv::kv_arrangement_from(GetParam()), page_tokens, pages).value();
+    return KvPages::create(*backend_, kShape, *kv::kv_arrangement_from(GetParam()), page_tokens, pages)
+        .value();
   }
   std::unique_ptr<SimulatedBackend> backend_ = make_small_machine("2xh100-nvl", 0, 1).value();
 };
