@@ -28,7 +28,8 @@ constexpr const char* kTeaching =
     "  peer+host   on peers too, but copied fragment by fragment, while the GPU waits: the paper's way\n"
     "  harvest     on peers and host memory by a BlockCache, layer by layer while the GPU computes\n"
     "Caches, copies and owners are real, on a simulated machine; computation takes what a roofline of the\n"
-    "card says. bound is the same server whose GPU itself has all the memory that the others may use.\n"
+    "card says. bound is the server `host` whose GPU has the peers' memory too, and for which what is on the\n"
+    "host is there at once.\n"
     "Before a prefix is loaded, the time that this takes is weighed against computing it anew.\n"
     "\n"
     "A model that does not fit on one GPU is split over several; one of them is simulated, with its part of\n"
@@ -127,7 +128,7 @@ Json to_json(const ServeFigures& figures, const ServeFigures& bound) {
       {"rises", figures.owners.rises}, {"refused", figures.owners.refused}, {"late", figures.owners.late}};
   json["bound"] = {{"ttft_ms_p90", static_cast<double>(bound.ttft.p90_ns) / 1e6},
                    {"tokens_per_s", bound.tokens_per_s},
-                   {"hits", bound.hits[static_cast<std::size_t>(Tier::local)]}};
+                   {"hits", by_tier(bound.hits, true)}};
   return json;
 }
 

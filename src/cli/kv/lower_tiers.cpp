@@ -26,7 +26,7 @@ PeerCacheConfig cache_config(const ServeRun& run, bool with_peers) {
   return config;
 }
 
-Result<kv::BlockCacheConfig> block_config(const ServeRun& run, std::uint32_t pages, std::byte* memory) {
+Result<kv::BlockCacheConfig> block_config(const ServeRun& run, bool with_peers, std::uint32_t pages, std::byte* memory) {
   const std::uint32_t layers = run.rank.model().layers;
   const std::vector<kv::KvLayer> kept(layers, run.rank.layer());
   const kv::KvTensor tensor{memory, pages * run.block_bytes()};
@@ -38,6 +38,9 @@ Result<kv::BlockCacheConfig> block_config(const ServeRun& run, std::uint32_t pag
   config.block_pages = 1;
   config.group_layers = (layers + run.layer_groups - 1) / run.layer_groups;
   config.store_buffers = 4;
+  // A block in host memory may have copies on peers, so that these add speed; one that is on peers alone adds
+  // to what is kept.
+  if (with_peers && run.peer_bytes * run.peers.size() > run.host_bytes) config.backing = Backing::lossy;
   PassWork chunk;
   chunk.add_chunk(run.chunk_tokens, run.chunk_tokens);
   config.recompute_ns_per_token = static_cast<double>(run.rank.pass_ns(chunk)) / run.chunk_tokens;
@@ -50,7 +53,7 @@ Result<std::unique_ptr<LowerTiers>> LowerTiers::create(SimulatedBackend& backend
                                                        ServeStrategy strategy, std::uint32_t pages,
                                                        StreamId compute) {
   std::unique_ptr<LowerTiers> tiers(new LowerTiers(backend));
-  const bool with_peers = strategy != ServeStrategy::host;
+  const bool with_peers = strategy == ServeStrategy::peer_host || strategy == ServeStrategy::harvest;
   tiers->compute_ = compute;
   tiers->block_bytes_ = run.block_bytes();
   tiers->naive_ = strategy == ServeStrategy::peer_host;
@@ -67,7 +70,7 @@ Result<std::unique_ptr<LowerTiers>> LowerTiers::create(SimulatedBackend& backend
   auto cache = PeerCache::create(backend, std::move(config));
   if (!cache) return tl::unexpected(cache.error());
   tiers->cache_ = std::move(*cache);
-  auto block = block_config(run, pages, *memory);
+  auto block = block_config(run, with_peers, pages, *memory);
   if (!block) return tl::unexpected(block.error());
   auto blocks = kv::BlockCache::create(*tiers->cache_, std::move(*block));
   if (!blocks) return tl::unexpected(blocks.error());

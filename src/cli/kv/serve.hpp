@@ -21,7 +21,7 @@
 namespace harvest::cli {
 
 enum class ServeStrategy : std::uint8_t {
-  bound,      ///< all that the strategies may use, peers and host, is memory of the GPU itself
+  bound,      ///< the peers' memory is the GPU's own, and the host's is as near
   recompute,  ///< prefixes are kept on the GPU alone
   host,       ///< a BlockCache over host memory
   peer_host,  ///< one over peers and host, copied fragment by fragment while the GPU waits

@@ -7,6 +7,11 @@
 
 /// Passes over the model: what is in them, how long they take, and what follows from them.
 namespace harvest::cli {
+namespace {
+
+constexpr double kAtOnce = 1e15;  // bytes a second
+
+}  // namespace
 
 Server::~Server() {
   running_.clear();  // with their loads
@@ -14,12 +19,32 @@ Server::~Server() {
   if (compute_ != StreamId::none) static_cast<void>(backend_->destroy_stream(compute_));
 }
 
+namespace {
+
+/// A server pins its host memory before it serves. For the bound the GPU has the memory of its peers too, and
+/// what is on the host is there at once.
+Machine machine_for(const ServeRun& run, ServeStrategy strategy) {
+  Machine machine = run.machine;
+  machine.costs.pin_ns_per_gib = 0;
+  if (strategy != ServeStrategy::bound) return machine;
+  machine.devices[0].info.total_bytes += run.peer_bytes * run.peers.size();
+  for (MachineLink& link : machine.links) {
+    const bool host_wire = (link.info.from == kHost) != (link.info.to == kHost);
+    if (!host_wire || std::max(link.info.from, link.info.to) != 0) continue;
+    link.ports.clear();
+    link.info.bandwidth_bytes_per_s = kAtOnce;
+    link.info.latency_ns = link.info.issue_ns = link.info.issue_batched_ns = 0;
+  }
+  return machine;
+}
+
+}  // namespace
+
 Status Server::prepare() {
   SimulationOptions options;
   options.bytes = SimulatedBytes::phantom;
   options.seed = run_.seed;
-  Machine machine = run_.machine;
-  machine.costs.pin_ns_per_gib = 0;  // a server pins its host memory before it serves
+  Machine machine = machine_for(run_, strategy_);
   auto backend = make_simulated_backend(std::move(machine), options);
   if (!backend) return tl::unexpected(backend.error());
   backend_ = std::move(*backend);
@@ -28,7 +53,7 @@ Status Server::prepare() {
   compute_ = *stream;
 
   std::uint64_t bytes = run_.local_bytes;
-  if (strategy_ == ServeStrategy::bound) bytes += run_.peer_bytes * run_.peers.size() + run_.host_bytes;
+  if (strategy_ == ServeStrategy::bound) bytes += run_.peer_bytes * run_.peers.size();
   const auto pages = static_cast<std::uint32_t>(bytes / run_.block_bytes());
   for (const ServedRequest& request : run_.requests) {
     const std::uint64_t most = (request.input_tokens + request.output_tokens) / kServedBlockTokens + 2;
@@ -40,7 +65,7 @@ Status Server::prepare() {
                               format_bytes(run_.block_bytes()), format_bytes(bytes), pages));
   }
   pages_.emplace(pages);
-  if (strategy_ != ServeStrategy::bound && strategy_ != ServeStrategy::recompute) {
+  if (strategy_ != ServeStrategy::recompute) {
     auto lower = LowerTiers::create(*backend_, run_, strategy_, pages, compute_);
     if (!lower) return tl::unexpected(lower.error());
     lower_ = std::move(*lower);
