@@ -117,20 +117,21 @@ void BlockCache::Impl::settle_items() {
 }
 
 /// A `put` may map memory, and tells the user's callbacks: no lock is held.
-bool BlockCache::Impl::put(const Key& key, std::uint32_t buffer) {
+bool BlockCache::Impl::put(const Key& key, const Key& parent, std::uint32_t buffer) {
   PutOptions options;
   options.backing = config_.backing;
   options.source_device = cache_.config().consumer;
   options.stream = store_streams_[buffer];
   options.evictable = true;
   options.tenant = config_.tenant;
+  if (parent != Key()) options.parent = object_key(parent);
   options.recompute_cost_ns = config_.recompute_ns_per_token * static_cast<double>(block_tokens_);
   return cache_.put(key, store_buffer(buffer), shape_.bytes(), options).has_value();
 }
 
 void BlockCache::Impl::put_gathered() {
   for (;;) {
-    Key key;
+    Key key, parent;
     std::uint32_t buffer = 0;
     {
       MutexLock lock(mutex_);
@@ -138,9 +139,10 @@ void BlockCache::Impl::put_gathered() {
       if (item == items_.end()) return;
       item->state = Item::State::putting;
       key = item->key;
+      parent = item->parent;
       buffer = item->buffer;
     }
-    const bool taken = put(key, buffer);
+    const bool taken = put(key, parent, buffer);
     MutexLock lock(mutex_);
     const auto item = std::ranges::find(items_, key, &Item::key);
     const auto event = lanes_.record(store_streams_[buffer]);
