@@ -272,7 +272,7 @@ Result<BlockLoad> BlockCache::load(std::span<const Key> keys, std::span<const st
   return BlockLoad(this, *id);
 }
 Result<std::size_t> BlockCache::store(std::span<const Key> keys, std::span<const std::uint32_t> pages,
-                                      StreamId stream, const Key& parent) {
+                                      StreamId stream, const std::optional<Key>& parent) {
   return impl_->store(keys, pages, stream, parent);
 }
 Status BlockCache::order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) {
