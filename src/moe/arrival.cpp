@@ -34,6 +34,7 @@ void ExpertCache::Impl::settle() {
     if (!lies_there || slot.delivered) failed_expert_ = flight.expert;
     if (lies_there) slot.broken = true;
   }
+  if (stalls_.any()) stalls_.look();
   if (lanes_.any_under_way()) return;
   for (TimeNs& until : busy_until_ns_) until = std::min(until, backend_.now_ns());
 }

@@ -78,7 +78,8 @@ ExpertCache::Impl::Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue sl
       slot_value_(std::move(slot_value)),
       uses_(backend_),
       slots_(slot_count_, config_.model.layers, evenness_of(config_)),
-      lanes_(backend_) {
+      lanes_(backend_),
+      stalls_(backend_, lanes_) {
   for (std::size_t i = 0; i < kDecays; ++i)
     decay_.push_back(static_cast<float>(std::pow(1.0 - kForgetting, static_cast<double>(i))));
   const std::uint32_t count = config_.model.layers * config_.model.experts;
@@ -198,6 +199,9 @@ ExpertCacheStats ExpertCache::Impl::stats() {
   MutexLock lock(mutex_);
   settle();
   ExpertCacheStats stats = stats_;
+  stats.exposed_stall_ns = stalls_.times().exposed_ns;
+  stats.hidden_stall_ns = stalls_.times().hidden_ns;
+  stats.unseen_stall_ns = stalls_.times().unseen_ns;
   stats.slots = slots_.size();
   stats.slots_used = slots_.used();
   stats.experts_on_peers = static_cast<std::uint64_t>(

@@ -14,12 +14,14 @@
 #include "base/annotated_mutex.hpp"
 #include "moe/lanes.hpp"
 #include "moe/slots.hpp"
+#include "moe/stalls.hpp"
 
 /// What is behind `ExpertCache`. Its parts, by file:
 ///   expert_cache.cpp  how it begins and ends; statistics
 ///   weights.cpp       how an expert becomes objects of the PeerCache
 ///   layer_step.cpp    begin, next, end, confirm: demand
 ///   arrival.cpp       how experts come: which wire, which lane, in which order
+///   stalls.cpp        how long streams stand still for them
 ///   prefetch.cpp      guesses
 ///   rebalance.cpp     what moves between peers and host
 namespace harvest::moe {
@@ -106,6 +108,7 @@ class ExpertCache::Impl {
     std::size_t here = 0;
     std::size_t waiting = 0;  ///< the first entry without a slot
     std::size_t next = 0;
+    std::uint32_t watch = kNone;  ///< of `stalls_`; none: nothing was to be waited for
     Status status{};
     ReadyExpert answer;
     std::vector<ReadyExpert> table;
@@ -182,6 +185,7 @@ class ExpertCache::Impl {
   void order_behind_arrival(StreamId stream, Slot& slot) HARVEST_REQUIRES(mutex_);
   bool deliver(Step& step, Entry& entry, ReadyExpert& answer) HARVEST_REQUIRES(mutex_);
   void count(const Step& step, const ReadyExpert& delivered) HARVEST_REQUIRES(mutex_);
+  void watch_arrivals(Step& step, std::span<const Entry> coming) HARVEST_REQUIRES(mutex_);
   void judge_layer(const Step& step) HARVEST_REQUIRES(mutex_);
   void close(Step& step) HARVEST_REQUIRES(mutex_);
 
@@ -241,6 +245,7 @@ class ExpertCache::Impl {
   UseEvents uses_ HARVEST_GUARDED_BY(mutex_);
   SlotTable slots_ HARVEST_GUARDED_BY(mutex_);
   Lanes lanes_ HARVEST_GUARDED_BY(mutex_);
+  Stalls stalls_ HARVEST_GUARDED_BY(mutex_);
   std::vector<Step> steps_ HARVEST_GUARDED_BY(mutex_);
   std::uint64_t marks_ HARVEST_GUARDED_BY(mutex_) = 0;
 
@@ -277,6 +282,7 @@ class ExpertCache::Impl {
   std::size_t looked_ HARVEST_GUARDED_BY(mutex_) = 0;              ///< where in `experts_`
   double allowance_bytes_ HARVEST_GUARDED_BY(mutex_) = 0;
   TimeNs allowance_at_ns_ HARVEST_GUARDED_BY(mutex_) = 0;
+  TimeNs next_balance_ns_ HARVEST_GUARDED_BY(mutex_) = 0;
 
   ExpertCacheStats stats_ HARVEST_GUARDED_BY(mutex_);
 };

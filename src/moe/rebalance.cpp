@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::size_t kLookedAtOnce = 256;  // of locating 50 ns each
 constexpr double kBurstNs = 100e6;          // the cap is kept over this time
+constexpr TimeNs kPauseNs = 2'000'000;      // between two looks, however often they are asked for
 /// A full peer gives way only for an expert so much hotter than its coldest: moving costs, and both odds are
 /// estimates.
 constexpr double kWorthSwapping = 2;
@@ -98,7 +99,8 @@ void ExpertCache::Impl::poll() {
   MutexLock lock(mutex_);
   settle();
   pump();
-  if (polling_) return;
+  if (polling_ || backend_.now_ns() < next_balance_ns_) return;
+  next_balance_ns_ = backend_.now_ns() + kPauseNs;
   polling_ = true;
   if (look_at_peers()) {
     std::vector<Heat> all = heats();
