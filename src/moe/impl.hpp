@@ -94,10 +94,11 @@ class ExpertCache::Impl {
 
   struct Entry {
     std::uint32_t expert = 0;
-    std::uint32_t slot = kNone;  ///< none: waits for one of this step's
-    bool here = false;           ///< when the step began
-    bool brought = false;        ///< for this step
-    bool released = false;       ///< the slot is not the step's any more
+    std::uint32_t slot = kNone;            ///< none: waits for one of this step's
+    bool here = false;                     ///< when the step began
+    bool brought = false;                  ///< for this step
+    bool released = false;                 ///< the slot is not the step's any more
+    std::uint64_t host_from = UINT64_MAX;  ///< what lies from here on in the slot comes over the host's wire
   };
   struct Step {
     bool open = false;
@@ -135,6 +136,11 @@ class ExpertCache::Impl {
     [[nodiscard]] std::size_t lane_of(std::uint32_t piece) const {
       return Lanes::peer_lane(first, cut == 0 ? piece % lanes : piece < cut ? 0 : 1);
     }
+  };
+  /// How an expert is brought.
+  struct Way {
+    std::optional<Wire> wire{};            ///< none: each piece over the one that is done with it first
+    std::uint64_t host_from = UINT64_MAX;  ///< what lies from here on in the slot: over the host's
   };
   /// Of the work that a step gave to its stream.
   struct End {
@@ -196,13 +202,16 @@ class ExpertCache::Impl {
   void vacate(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
   void occupy(std::uint32_t slot, std::uint32_t expert, double value) HARVEST_REQUIRES(mutex_);
   Status bring_all(Step& step) HARVEST_REQUIRES(mutex_);
-  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why, std::optional<Wire> wire = {})
-      HARVEST_REQUIRES(mutex_);
+  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why, const Way& way) HARVEST_REQUIRES(mutex_);
+  void split(std::span<Entry> coming) HARVEST_REQUIRES(mutex_);
+  static void add_copy(Group& group, const Copy& copy);
   [[nodiscard]] Spread spread_over_lanes(std::uint32_t pieces) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status find_end(Use& use) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] std::vector<StreamId> open_readers(std::uint32_t slot) const HARVEST_REQUIRES(mutex_);
   void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, std::optional<Wire> only)
+      HARVEST_REQUIRES(mutex_);
+  void load_parts(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, const Way& way)
       HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);
   Group& group_for(std::size_t lane, DeviceId source) HARVEST_REQUIRES(mutex_);

@@ -218,7 +218,7 @@ void ExpertCache::Impl::bring_more(Step& step, bool spare_decode) {
   const std::size_t first = step.waiting;
   give_slots(step, spare_decode);
   for (const Entry& entry : std::span(step.entries).subspan(first, step.waiting - first))
-    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
+    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand, {}); !status)
       step.status = status;
   watch_arrivals(step, std::span(step.entries).subspan(first, step.waiting - first));
 }
@@ -246,7 +246,7 @@ bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
   }
   Slot& slot = slots_.at(entry.slot);
   if (slot.broken)
-    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
+    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand, {}); !status)
       step.status = status;
   if (!step.status) return false;
   if (step.watch != kNone) stalls_.wait(step.watch, step.stream, slot.flights, !step.table.empty());

@@ -60,8 +60,9 @@ struct ExpertCacheConfig {
   ModelDescription model;
   /// Of the consumer's memory for slots, of `ModelDescription::slot_bytes` each; at least two.
   std::uint64_t local_budget_bytes = 0;
-  /// Experts travel in pieces of at most this, so that peers and host can each carry a part of one.
-  std::uint64_t piece_bytes = 8ULL << 20;
+  /// On peers an expert lies in pieces of at most this, which several copies bring at once. 0: a sixteenth of
+  /// an expert, from 4 to 32 MiB; `config()` tells.
+  std::uint64_t piece_bytes = 0;
   /// Upper half of all keys; two caches on one PeerCache differ here.
   std::uint64_t key_space = 0x4578'7065'7274'0000;
 

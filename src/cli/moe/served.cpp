@@ -38,7 +38,7 @@ PeerCacheConfig peer_config(const MoeRun& run, bool with_peers) {
   config.balance_paths = false;  // the cache of experts chooses between wires
   config.background_bytes = 2ULL << 30;
   config.pressure.growth_bytes_per_s = 64ULL << 30;
-  const std::uint64_t pieces = run.shape.expert_bytes() / (8ULL << 20) + 1;
+  const std::uint64_t pieces = run.shape.expert_bytes() / (4ULL << 20) + 1;
   const std::uint64_t objects = pieces * run.shape.layers * run.shape.experts + 1024;
   config.max_objects = static_cast<std::uint32_t>(std::max<std::uint64_t>(config.max_objects, objects));
   return config;
