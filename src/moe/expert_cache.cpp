@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::uint64_t kLeastPieceBytes = 64ULL << 10;
 constexpr std::uint64_t kMostPieceBytes = 1ULL << 30;
-constexpr std::uint64_t kUsualPieces = 16;  // fewer keep lanes idle at the end; each more costs a copy
+constexpr std::uint64_t kUsualPieces = 8;  // fewer keep lanes idle at the end; each more costs a copy
 constexpr std::uint64_t kLeastUsualPieceBytes = 4ULL << 20;
 constexpr std::uint64_t kMostUsualPieceBytes = 32ULL << 20;
 constexpr double kForgetting = 1.0 / 32.0;  // a frequency halves in 22 passes without use

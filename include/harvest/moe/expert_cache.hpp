@@ -60,7 +60,7 @@ struct ExpertCacheConfig {
   ModelDescription model;
   /// Of the consumer's memory for slots, of `ModelDescription::slot_bytes` each; at least two.
   std::uint64_t local_budget_bytes = 0;
-  /// On peers an expert lies in pieces of at most this, which several copies bring at once. 0: a sixteenth of
+  /// On peers an expert lies in pieces of at most this, which several copies bring at once. 0: an eighth of
   /// an expert, from 4 to 32 MiB; `config()` tells.
   std::uint64_t piece_bytes = 0;
   /// Upper half of all keys; two caches on one PeerCache differ here.

@@ -77,13 +77,16 @@ class CachedServer {
     experts_ = std::move(*experts);
     const auto weights = server_->backend->reserve_host_range(run_.shape.pool_bytes());
     if (!weights) return tl::unexpected(weights.error());
-    for (std::uint32_t layer = 0; layer < run_.shape.layers; ++layer)
+    for (std::uint32_t layer = 0; layer < run_.shape.layers; ++layer) {
       for (std::uint32_t expert = 0; expert < run_.shape.experts; ++expert) {
         const std::uint64_t index = layer * run_.shape.experts + expert;
         if (Status added = experts_->add_expert(layer, expert, *weights + index * run_.shape.expert_bytes());
             !added)
           return added;
       }
+      // The PeerCache has room for so many wishes, and a large model is more.
+      if (Status settled = cache_->settle(server_->backend->now_ns() + kSettleNs); !settled) return settled;
+    }
     const Topology& topology = cache_->topology();
     bound_.host_bytes_per_s = topology.path(kHost, 0)->link.bandwidth_bytes_per_s;
     if (with_peers_)
