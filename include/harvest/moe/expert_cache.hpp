@@ -230,8 +230,8 @@ class ExpertCache {
   /// The caller's own, instead of a named one.
   void set_predictor(std::unique_ptr<Predictor> predictor);
 
-  /// Begins prefetches that are due, looks whether steps' streams stand still, and, at most each 2 ms,
-  /// moves experts between peers and host. `begin_layer` and `end_layer` do the former two; call
+  /// Begins prefetches that are due where steps pause, looks whether steps' streams stand still, and, at most
+  /// each 2 ms, moves experts between peers and host. `begin_layer` and `end_layer` do the former two; call
   /// this at least once a token, beside `PeerCache::poll`, or while the host waits for the GPU. Bounded.
   void poll();
 
