@@ -108,15 +108,11 @@ class Plot(unittest.TestCase):
     def test_says_what_is_wrong_with_a_file(self):
         self.refuse("none.json", None, "No such file")
         self.refuse("words.json", "hello", "not JSON")
-        self.refuse("list.json", "[1]", "bench link, bench owner, bench reclaim or policy")
-        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "bench link, bench owner, bench reclaim or policy")
+        self.refuse("list.json", "[1]", "bench link, bench moe, bench owner, bench reclaim or policy")
+        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "bench link, bench moe, bench owner")
         self.refuse("empty.json", '{"benchmark": "link", "rows": []}', "no rows")
         no_capacity = '{"benchmark": "policy", "trace": "t", "results": [{"policy": "x"}]}'
         self.refuse("policy.json", no_capacity, "'capacity_blocks'")
-
-        self.refuse("list.json", "[1]", "harvest bench link or moe or owner or reclaim")
-        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "harvest bench link or moe or owner or reclaim")
-        self.refuse("empty.json", '{"benchmark": "link", "rows": []}', "no rows")
         self.refuse("no_cases.json", '{"benchmark": "moe", "cases": []}', "no cases")
         self.refuse("moe.json", '{"benchmark": "moe", "cases": [{"batch": 1}]}', "'local_fraction'")
         self.refuse("owner.json", '{"benchmark": "owner", "rows": [{"mode": "x"}]}', "'rise'")
