@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what `harvest bench link`, `owner` and `reclaim` answer with `--json`.
+"""Draws what `harvest bench link`, `moe`, `owner` and `reclaim`, and `harvest policy`, answer with `--json`.
 
     harvest bench link --system dgx-h100 --json > link.json
     python3 benchmarks/plot.py link.json
 
-Each FILE.json becomes FILE.png: bandwidth against size, harvested memory against harm, or reclaim time against
-bytes. Needs matplotlib (python3-matplotlib on Debian and Ubuntu).
+Each FILE.json becomes FILE.png: bandwidth against size, tokens a second against the share of experts that is local,
+harvested memory against harm, reclaim time against bytes, or hit ratio against capacity. Needs matplotlib
+(python3-matplotlib on Debian and Ubuntu).
 """
 
 import argparse
@@ -42,9 +43,10 @@ def read(path):
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
     if not isinstance(result, dict) or result.get("benchmark") not in DRAWERS:
-        raise BadInput(f"{path}: not the JSON of harvest bench {' or '.join(sorted(DRAWERS))}")
-    if not result.get("rows"):
-        raise BadInput(f"{path}: no rows to draw")
+        raise BadInput(f"{path}: not the JSON of harvest {COMMANDS}")
+    rows = ROWS.get(result["benchmark"], "rows")
+    if not result.get(rows):
+        raise BadInput(f"{path}: no {rows} to draw")
     return result
 
 
@@ -158,36 +160,114 @@ def draw_owner(result, axes):
     axes.set_title(title_of(result, f"What harvesting does to owners, {hours:g} owner-hours, by reserve"))
 
 
-DRAWERS = {"link": draw_link, "owner": draw_owner, "reclaim": draw_reclaim}
+def draw_policy(result, axes):
+    lines = {}
+    for row in result["results"]:
+        lines.setdefault(row["policy"], []).append(row)
+    for index, (policy, rows) in enumerate(lines.items()):
+        rows.sort(key=lambda row: row["capacity_blocks"])
+        capacities = [row["capacity_blocks"] for row in rows]
+        for key, style, name in (("hit_ratio", "-", policy), ("usable_hit_ratio", "--", f"{policy}, usable")):
+            ratios = [row[key] for row in rows]
+            axes.plot(capacities, ratios, style, marker=".", linewidth=1, color=f"C{index}", label=name)
+    axes.set_xscale("log")
+    axes.grid(True, which="major", alpha=0.3)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("blocks that fit")
+    axes.set_ylabel("hits, share of accesses (usable: and all blocks before it in its request)")
+    axes.set_title(f"Eviction policies\n{pathlib.PurePath(result['trace']).name}")
+
+
+def draw_moe(result, axes):
+    cases = sorted(result["cases"], key=lambda case: case["local_fraction"])
+    lines = {}
+    for case in cases:
+        for answer in case["results"]:
+            if "absent" in answer:
+                continue
+            point = case["local_fraction"], answer["tokens_per_s"]
+            lines.setdefault(answer["strategy"], []).append(point)
+            if answer["strategy"] == "harvest":
+                bound = case["local_fraction"], answer["bound_tokens_per_s"]
+                lines.setdefault("bound of harvest", []).append(bound)
+    for strategy, points in lines.items():
+        # What does not hang on the fraction, and what nobody can have, stay behind what can be had.
+        style = {"marker": ".", "color": STRATEGY_COLORS.get(strategy)}
+        if strategy in ("all_local", "expert_parallel", "bound of harvest"):
+            style = {"linestyle": "--", "linewidth": 1, "color": STRATEGY_COLORS.get(strategy)}
+        axes.plot(*zip(*points), label=strategy, **style)
+    axes.set_yscale("log")
+    axes.grid(True, which="major", alpha=0.3)
+    axes.set_xlabel("share of the experts that is local")
+    axes.set_ylabel("tokens/s")
+    what = f"{result['model']}, {result['phase']}, batch {cases[0]['batch']}"
+    axes.set_title(title_of(result, what), fontsize="medium")
+
+
+STRATEGY_COLORS = {
+    "all_local": "C7",
+    "expert_parallel": "C8",
+    "host": "C3",
+    "static_peer": "C1",
+    "harvest": "C0",
+    "bound of harvest": "C9",
+}
+DRAWERS = {
+    "link": draw_link,
+    "moe": draw_moe,
+    "owner": draw_owner,
+    "policy": draw_policy,
+    "reclaim": draw_reclaim,
+}
+COMMANDS = "bench link, bench moe, bench owner, bench reclaim or policy"
+ROWS = {"moe": "cases", "policy": "results"}
+
+
+def panels_of(result):
+    """What is drawn side by side: of `moe` a panel for each batch."""
+    if result["benchmark"] != "moe":
+        return [result]
+    batches = sorted({case["batch"] for case in result["cases"]})
+    return [{**result, "cases": [case for case in result["cases"] if case["batch"] == batch]} for batch in batches]
 
 
 def draw(result, path):
     import matplotlib
 
     matplotlib.use("Agg")  # no display is needed
+    # The same input gives the same file.
+    matplotlib.rcParams.update({"svg.hashsalt": "harvest", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 5.5))
-    DRAWERS[result["benchmark"]](result, axes)
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles))  # each name once
-    axes.legend(unique.values(), unique.keys(), fontsize="small")
+    panels = panels_of(result)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    size = (9, 5.5) if len(panels) == 1 else (11, 4 * rows)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for panel, axes in zip(panels, grid.flat):
+        DRAWERS[panel["benchmark"]](panel, axes)
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles))  # each name once
+        axes.legend(unique.values(), unique.keys(), fontsize="small")
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", metavar="FILE", nargs="+", type=pathlib.Path, help="JSON of a benchmark")
-    parser.add_argument("--out", metavar="FOLDER", type=pathlib.Path, help="where the PNGs go; else beside the JSON")
+    parser.add_argument("--out", metavar="FOLDER", type=pathlib.Path, help="where pictures go; else beside the JSON")
+    parser.add_argument("--svg", action="store_true", help="FILE.svg instead of FILE.png")
     arguments = parser.parse_args()
     try:
         if arguments.out and not arguments.out.is_dir():
             raise BadInput(f"--out: {arguments.out} is not a folder")
         results = [(path, read(path)) for path in arguments.files]
         for path, result in results:
-            picture = (arguments.out or path.parent) / (path.stem + ".png")
+            picture = (arguments.out or path.parent) / (path.stem + (".svg" if arguments.svg else ".png"))
             try:
                 draw(result, picture)
             except (KeyError, TypeError) as error:

@@ -8,11 +8,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
-#include <sstream>
-#include <string_view>
+#include <string>
 
-#include "moe_server/random.hpp"
+#include "transformer/random.hpp"
 
 namespace harvest::moe_server {
 namespace {
@@ -61,10 +59,6 @@ Options tiny_options() {
   return options;
 }
 
-bool has_word(int argc, const char* const* argv, std::string_view word) {
-  return std::find(argv, argv + argc, word) != argv + argc;
-}
-
 template <typename Choices>
 auto one_of(const Choices& choices, Random& random) {
   return choices[random.below(choices.size())];
@@ -72,35 +66,14 @@ auto one_of(const Choices& choices, Random& random) {
 
 }  // namespace
 
-Exit refuse(const std::string& why) {
-  fmt::print(stderr, "moe_server: {} (see moe_server --help)\n", why);
-  return kBadInput;
-}
-
 CommandLine::CommandLine(int argc, const char* const* argv)
-    : argc_(argc), argv_(argv), app_(kAbout, "moe_server") {
-  if (has_word(argc, argv, "--tiny")) options_ = tiny_options();
-  app_.footer(kFirstSteps);
-  add_model();
+    : ServerCommandLine(argc, argv, "moe_server", kAbout, kFirstSteps) {
+  if (has_word("--tiny")) options_ = tiny_options();
+  add_shape(options_.shape);
   add_requests();
   add_memory();
-  add_trials();
-}
-
-void CommandLine::add_model() {
-  const char* group = "The model";
-  Shape& shape = options_.shape;
-  app_.add_flag("--tiny", tiny_, "A small model and few requests, for tests; other options still hold")
-      ->group(group);
-  add(group, "--layers", shape.layers, "Layers");
-  add(group, "--experts", shape.experts, "Experts of each layer");
-  add(group, "--top-k", shape.top_k, "Experts that a token is sent to");
-  add(group, "--hidden", shape.hidden, "Width");
-  add(group, "--intermediate", shape.intermediate, "Width inside of an expert");
-  add(group, "--heads", shape.heads, "Heads of attention");
-  add(group, "--kv-heads", shape.kv_heads, "Heads of keys and values");
-  add(group, "--vocabulary", shape.vocabulary, "Different tokens");
-  add(group, "--skew", shape.skew, "How much routers prefer some experts; 0: not at all");
+  add_trials("Compares with a run in which all experts are resident", options_.owner_period_us,
+             options_.fault_rate, options_.seed);
 }
 
 void CommandLine::add_requests() {
@@ -109,9 +82,7 @@ void CommandLine::add_requests() {
   add(group, "--prompt", options_.longest_prompt, "Tokens of the longest prompt");
   add(group, "--new-tokens", options_.most_new_tokens, "The most that a request asks for");
   add(group, "--arrival-us", options_.arrival_us, "Between two requests, on average");
-  add(group, "--batch", options_.limits.sequences, "Sequences that are served at once");
-  add(group, "--step-tokens", options_.limits.tokens_per_step, "The most tokens of a step, prompts included");
-  add(group, "--temperature", options_.temperature, "0: always the likeliest token");
+  add_batching(group, options_.limits, options_.temperature);
 }
 
 void CommandLine::add_memory() {
@@ -130,49 +101,9 @@ void CommandLine::add_memory() {
       fmt::format("Chooses what makes way: {}", fmt::join(moe::expert_eviction_names(), ", ")));
 }
 
-void CommandLine::add_size(const char* group, const char* name, std::uint64_t& target,
-                           const std::string& what) {
-  // The last transformation that is given is the first that is tried.
-  app_.add_option(name, target, what)
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
-      ->transform(not_negative())
-      ->option_text("SIZE")
-      ->group(group);
-}
-
-CLI::Validator CommandLine::not_negative() {
-  const auto judge = [](const std::string& text) {
-    return text.starts_with('-') ? text + " is less than 0" : std::string();
-  };
-  return {judge, ""};
-}
-
-void CommandLine::add_trials() {
-  const char* group = "What is tried";
-  app_.add_flag("--verify", verify_, "Compares with a run in which all experts are resident")->group(group);
-  add(group, "--owners", owners_, "Of the peers: none that stir, or bursty ones")
-      ->check(CLI::IsMember({"none", "bursty"}));
-  add(group, "--owner-period-us", options_.owner_period_us, "Between two of an owner's deeds, on average");
-  add(group, "--faults", options_.fault_rate,
-      "Share of batches of copies that fail in flight; as many are refused, and as many slow");
-  add(group, "--seed", options_.seed, "Of weights, requests, owners and faults");
-  add(group, "--seeds", seeds_, "A campaign: so many seeds, from --seed on; each draws what is not given")
-      ->check(CLI::Range(1, 1'000'000));
-}
-
 std::optional<Exit> CommandLine::parse() {
-  try {
-    app_.parse(argc_, argv_);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) {  // --help
-      std::ostringstream text;
-      app_.exit(error, text, text);
-      fmt::print("{}", text.str());
-      return kOk;
-    }
-    return refuse(error.what());
-  }
-  options_.bursty_owners = owners_ == "bursty";
+  if (const auto exit = parse_words()) return exit;
+  options_.bursty_owners = bursty_owners();
   if (Status good = options_.validate(); !good) return refuse(good.error().message);
   return std::nullopt;
 }
@@ -183,7 +114,7 @@ Options CommandLine::draw(std::uint64_t seed) const {
   Random random(seed_of(seed, 0xCA3));
   // Each is drawn whether it is given or not, so that giving one leaves the others as they are.
   const auto choose = [&](const char* name, auto& target, auto value) {
-    if (app_.count(name) == 0) target = value;
+    if (!is_given(name)) target = value;
   };
   const Shape& shape = options.shape;
   const std::uint64_t expert_bytes = shape.description().expert_bytes() + kKiB;
@@ -209,18 +140,6 @@ Options CommandLine::draw(std::uint64_t seed) const {
   choose("--kernel-us", options.kernel_us, one_of(std::array{3.0, 100.0, 10'000.0}, random));
   choose("--owner-period-us", options.owner_period_us, options.kernel_us * (20 + random.uniform() * 300));
   return options;
-}
-
-std::string CommandLine::again(std::uint64_t seed) const {
-  std::string line = "moe_server";
-  for (int i = 1; i < argc_; ++i) {
-    const std::string_view word = argv_[i];
-    if (word == "--seed" || word == "--seeds")
-      ++i;  // and its value
-    else if (!word.starts_with("--seed=") && !word.starts_with("--seeds="))
-      line += fmt::format(" {}", word);
-  }
-  return line + fmt::format(" --seed {} --seeds 1", seed);
 }
 
 }  // namespace harvest::moe_server

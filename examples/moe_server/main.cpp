@@ -1,39 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
-#include <unistd.h>
 
 #include <cstdio>
-#include <memory>
 #include <string>
 
 #include "moe_server/command_line.hpp"
 #include "moe_server/world.hpp"
+#include "transformer/program.hpp"
 
 /// One run, or a campaign of them, and what is printed.
 namespace harvest::moe_server {
 namespace {
 
 constexpr double kMiB = 1 << 20;
-
-/// One line on a terminal; nothing where there is none.
-class Progress {
- public:
-  ~Progress() { clear(); }
-  void show(const std::string& line) {
-    if (!terminal_) return;
-    fmt::print(stderr, "\r{:<60}", line);
-    shown_ = true;
-  }
-  void clear() {
-    if (shown_) fmt::print(stderr, "\r{:<60}\r", "");
-    shown_ = false;
-  }
-
- private:
-  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
-  bool shown_ = false;
-};
 
 ProgressReport report_to(Progress& progress, const std::string& what, const std::vector<Request>& requests) {
   std::uint64_t all = 0;
@@ -44,28 +23,29 @@ ProgressReport report_to(Progress& progress, const std::string& what, const std:
   };
 }
 
+constexpr const char* kExpectedHow = "with all experts resident";
+
 struct Verdict {
   Outcome outcome;
-  std::string wrong;    ///< empty if nothing is
-  std::string refused;  ///< why there was no run; empty if there was
+  Trouble trouble;
 };
 
 Verdict run(const Options& options, bool verify, const std::string& name, Progress& progress) {
   const Model model(options.shape, options.seed);
   const auto requests = draw_requests(options);
   const auto world = World::create(options, model);
-  if (!world) return {.outcome = {}, .wrong = {}, .refused = world.error().message};
+  if (!world) return {.outcome = {}, .trouble = {.refused = world.error().message, .wrong = {}}};
   auto outcome = (*world)->serve(requests, report_to(progress, name, requests));
-  if (!outcome) return {.outcome = {}, .wrong = outcome.error().message, .refused = {}};
+  if (!outcome) return {.outcome = {}, .trouble = {.refused = {}, .wrong = outcome.error().message}};
   std::string wrong;
   if (verify) {
-    const auto report = report_to(progress, name + ", all experts resident", requests);
-    wrong = compare(outcome->answers, serve_alone(options, model, requests, report));
+    const auto report = report_to(progress, fmt::format("{}, {}", name, kExpectedHow), requests);
+    wrong = compare(outcome->answers, serve_alone(options, model, requests, report), kExpectedHow);
   }
   if (wrong.empty() && outcome->owners.refused > 0)
     wrong = fmt::format("{} times an owner was told that its memory was back, and could not have it",
                         outcome->owners.refused);
-  return {.outcome = std::move(*outcome), .wrong = std::move(wrong), .refused = {}};
+  return {.outcome = std::move(*outcome), .trouble = {.refused = {}, .wrong = std::move(wrong)}};
 }
 
 void print_tiers(const Outcome& outcome) {
@@ -112,49 +92,34 @@ Exit run_once(const CommandLine& command_line) {
   const Options& options = command_line.options();
   const Verdict verdict = run(options, command_line.verify(), "serving", progress);
   progress.clear();
-  if (!verdict.refused.empty()) return refuse(verdict.refused);
-  if (!verdict.wrong.empty()) {
-    fmt::print(stderr, "moe_server: WRONG: {}\n", verdict.wrong);
-    return kWrong;
-  }
+  if (verdict.trouble) return command_line.report(verdict.trouble);
   print(options, Model(options.shape, options.seed), verdict.outcome);
   if (command_line.verify())
-    fmt::print("verified: every token and every score is the same as with all experts resident\n");
+    fmt::print("verified: every token and every score is the same as {}\n", kExpectedHow);
   return kOk;
 }
 
 Exit run_campaign(const CommandLine& command_line) {
-  // Harvest warns of each peer that leaves service, and here they all do.
-  spdlog::register_logger(std::make_shared<spdlog::logger>("harvest"));
-  Progress progress;
   std::uint64_t tokens = 0, redone = 0, reclaims = 0, late = 0, from_peers = 0, failed = 0;
-  for (std::uint64_t i = 0; i < command_line.seeds(); ++i) {
-    const std::uint64_t seed = command_line.options().seed + i;
-    const Verdict verdict =
-        run(command_line.draw(seed), command_line.verify(),
-            fmt::format("seed {} ({} of {})", seed, i + 1, command_line.seeds()), progress);
-    if (!verdict.refused.empty() || !verdict.wrong.empty()) progress.clear();
-    if (!verdict.refused.empty()) return refuse(verdict.refused);
-    if (!verdict.wrong.empty()) {
-      fmt::print("FAILED with seed {}: {}\nagain: {}\n", seed, verdict.wrong, command_line.again(seed));
-      return kWrong;
-    }
-    const Outcome& outcome = verdict.outcome;
-    tokens += outcome.server.new_tokens;
-    redone += outcome.server.redone;
-    reclaims += outcome.owners.reclaims;
-    late += outcome.owners.late;
-    failed += outcome.copies_failed;
-    for (const moe::Phase phase : {moe::Phase::decode, moe::Phase::prefill})
-      from_peers += outcome.experts.experts(phase, Tier::peer);
-  }
-  progress.clear();
+  const Exit exit = command_line.run_campaign(
+      command_line.options().seed, [&](std::uint64_t seed, const std::string& name, Progress& progress) {
+        const auto [outcome, trouble] = run(command_line.draw(seed), command_line.verify(), name, progress);
+        tokens += outcome.server.new_tokens;
+        redone += outcome.server.redone;
+        reclaims += outcome.owners.reclaims;
+        late += outcome.owners.late;
+        failed += outcome.copies_failed;
+        for (const moe::Phase phase : {moe::Phase::decode, moe::Phase::prefill})
+          from_peers += outcome.experts.experts(phase, Tier::peer);
+        return trouble;
+      });
+  if (exit != kOk) return exit;
   fmt::print(
       "{} seeds, {} new tokens{}: {} experts came from peers, {} reclaims ({} late in part), {} copies\n"
       "failed or were refused, {} steps were done again\n",
       command_line.seeds(), tokens,
-      command_line.verify() ? ", each the same as with all experts resident" : "", from_peers, reclaims, late,
-      failed, redone);
+      command_line.verify() ? fmt::format(", each the same as {}", kExpectedHow) : "", from_peers, reclaims,
+      late, failed, redone);
   return kOk;
 }
 

@@ -4,21 +4,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <utility>
 
-#include "moe_server/cpu_compute.hpp"
-#include "moe_server/experts.hpp"
-#include "moe_server/kernels.hpp"
-#include "moe_server/random.hpp"
+#include "moe_server/cached_experts.hpp"
+#include "transformer/cpu_compute.hpp"
+#include "transformer/random.hpp"
+#include "transformer/surroundings.hpp"
 
 namespace harvest::moe_server {
 namespace {
-
-constexpr std::uint64_t kMiB = 1 << 20;
-constexpr std::uint64_t kSegmentBytes = 2 * kMiB;  // small, as the model is
-constexpr std::uint64_t kReserveBytes = 32 * kMiB;
 
 /// What the seed is for.
 enum SeedOf : std::uint64_t { kWeights, kRequests, kOwners, kFaults, kKernels, kSampling };
@@ -45,41 +40,21 @@ Status World::build() {
     owners_ = std::make_unique<BurstyOwners>(*backend_, *cache_,
                                              static_cast<TimeNs>(options_.owner_period_us * 1e3),
                                              seed_of(options_.seed, kOwners));
-  return set_faults();
+  return options_.fault_rate == 0 ? Status() : backend_->set_faults(faults_of_copies(options_.fault_rate));
 }
 
 Status World::make_machine() {
-  auto machine = load_machine(options_.system);
-  if (!machine) return tl::unexpected(machine.error());
-  auto backend = make_simulated_backend(std::move(*machine), {.seed = seed_of(options_.seed, kFaults)});
+  const std::uint64_t half_bytes = std::max(model_.all_expert_bytes() / 2, kSmallestIdleBytes);
+  auto backend =
+      make_small_machine(options_.system, options_.peer_bytes == 0 ? half_bytes : options_.peer_bytes,
+                         seed_of(options_.seed, kFaults));
   if (!backend) return tl::unexpected(backend.error());
   backend_ = std::move(*backend);
-  const std::uint64_t half_bytes = std::max(model_.all_expert_bytes() / 2, 4 * kSegmentBytes);
-  return fill_peers((options_.peer_bytes == 0 ? half_bytes : options_.peer_bytes) + kReserveBytes);
-}
-
-/// The model is small and the peers are large: their owners hold nearly all of them.
-Status World::fill_peers(std::uint64_t idle_bytes) {
-  for (const DeviceInfo& device : backend_->devices()) {
-    if (device.id == kHost || device.id == 0) continue;
-    const auto memory = backend_->query_memory(device.id);
-    if (!memory) return tl::unexpected(memory.error());
-    if (memory->free_bytes <= idle_bytes) continue;
-    if (Status held = backend_->tenant_allocate(device.id, memory->free_bytes - idle_bytes); !held)
-      return held;
-  }
   return {};
 }
 
 Status World::make_caches() {
-  PeerCacheConfig config{.consumer = 0, .host_budget_bytes = 64 * kMiB};
-  config.segment_min_bytes = kSegmentBytes;
-  config.segment_max_bytes = 4 * kSegmentBytes;
-  config.pressure = {.sample_interval_ns = 200'000,
-                     .reserve_bytes = kReserveBytes,
-                     .regrow_delay_ns = 1'000'000,
-                     .hysteresis_bytes = 0};
-  auto cache = PeerCache::create(*backend_, config);
+  auto cache = PeerCache::create(*backend_, small_cache_config());
   if (!cache) return tl::unexpected(cache.error());
   cache_ = std::move(*cache);
 
@@ -101,16 +76,6 @@ Status World::make_caches() {
   return {};
 }
 
-Status World::set_faults() {
-  if (options_.fault_rate == 0) return {};
-  FaultPlan plan;
-  plan.fail_copy.rate = options_.fault_rate;
-  plan.refuse_copy.rate = options_.fault_rate;
-  plan.slow_copy.rate = options_.fault_rate;
-  plan.fail_map.rate = options_.fault_rate;
-  return backend_->set_faults(plan);
-}
-
 Status World::let_others_act() {
   if (!owners_ || !owners_->due()) return {};
   // Others move virtual time, and a kernel's function must be called in its own.
@@ -121,10 +86,10 @@ Status World::let_others_act() {
 }
 
 Result<Outcome> World::serve(const std::vector<Request>& requests, const ProgressReport& report) {
-  CpuCompute compute(model_, *kernels_, options_.limits.sequences,
-                     options_.longest_prompt + options_.most_new_tokens);
+  PlainKv kv(options_.shape, options_.limits.sequences, options_.longest_prompt + options_.most_new_tokens);
+  CpuCompute compute(model_, *kernels_, kv);
   CachedExperts experts(*experts_, kernels_->stream(), [this] { return let_others_act(); });
-  Server server(model_, compute, experts, options_.limits,
+  Server server(model_, compute, experts, kv, options_.limits,
                 {options_.temperature, seed_of(options_.seed, kSampling)});
   const TimeNs begin_ns = backend_->now_ns();
   auto next = requests.begin();
@@ -192,41 +157,14 @@ std::vector<Request> draw_requests(const Options& options) {
 std::vector<Answer> serve_alone(const Options& options, const Model& model,
                                 const std::vector<Request>& requests, const ProgressReport& report) {
   Kernels kernels;
-  CpuCompute compute(model, kernels, 1, options.longest_prompt + options.most_new_tokens);
+  PlainKv kv(options.shape, 1, options.longest_prompt + options.most_new_tokens);
+  CpuCompute compute(model, kernels, kv);
   ResidentExperts experts(model);
-  Server server(model, compute, experts, {.sequences = 1, .tokens_per_step = options.longest_prompt},
+  Server server(model, compute, experts, kv, {.sequences = 1, .tokens_per_step = options.longest_prompt},
                 {options.temperature, seed_of(options.seed, kSampling)});
   for (const Request& request : requests) server.submit(request);
   while (!server.idle() && server.step()) report(server.stats().new_tokens);
   return server.answers();
-}
-
-std::string compare(const std::vector<Answer>& answers, const std::vector<Answer>& expected) {
-  if (answers.size() != expected.size())
-    return fmt::format("{} requests were answered, {} were expected", answers.size(), expected.size());
-  for (std::size_t i = 0; i < answers.size(); ++i) {
-    const Answer& a = answers[i];
-    const Answer& b = expected[i];
-    if (a.id != b.id) return fmt::format("request {} has no answer", b.id);
-    const std::size_t tokens = std::min(a.tokens.size(), b.tokens.size());
-    const std::size_t vocabulary = b.tokens.empty() ? 0 : b.logits.size() / b.tokens.size();
-    for (std::size_t token = 0; token < tokens; ++token) {
-      const auto* left = a.logits.data() + token * vocabulary;
-      const auto* right = b.logits.data() + token * vocabulary;
-      for (std::size_t score = 0; score < vocabulary; ++score)
-        if (std::memcmp(left + score, right + score, sizeof(float)) != 0)
-          return fmt::format(
-              "request {}, new token {}: the score of {} is {}, with all experts resident it is {}", a.id,
-              token, score, left[score], right[score]);
-      if (a.tokens[token] != b.tokens[token])
-        return fmt::format("request {}: new token {} is {}, with all experts resident it is {}", a.id, token,
-                           a.tokens[token], b.tokens[token]);
-    }
-    if (a.tokens.size() != b.tokens.size())
-      return fmt::format("request {} has {} new tokens, expected are {}", a.id, a.tokens.size(),
-                         b.tokens.size());
-  }
-  return {};
 }
 
 }  // namespace harvest::moe_server

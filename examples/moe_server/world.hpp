@@ -12,12 +12,14 @@
 #include <string>
 #include <vector>
 
-#include "moe_server/kernels.hpp"
-#include "moe_server/model.hpp"
-#include "moe_server/owners.hpp"
-#include "moe_server/server.hpp"
+#include "transformer/kernels.hpp"
+#include "transformer/model.hpp"
+#include "transformer/owners.hpp"
+#include "transformer/server.hpp"
 
 namespace harvest::moe_server {
+
+using namespace transformer;
 
 struct Options {
   Shape shape;
@@ -81,9 +83,7 @@ class World {
   World(const Options& options, const Model& model);
   Status build();
   Status make_machine();
-  Status fill_peers(std::uint64_t idle_bytes);
   Status make_caches();
-  Status set_faults();
   /// What happens beside the server, while it works. Errors: of kernels that were under way.
   Status let_others_act();
 
@@ -100,8 +100,5 @@ class World {
 [[nodiscard]] std::vector<Answer> serve_alone(const Options& options, const Model& model,
                                               const std::vector<Request>& requests,
                                               const ProgressReport& report);
-
-/// What differs between two sets of answers, to the last bit; empty if nothing does.
-[[nodiscard]] std::string compare(const std::vector<Answer>& answers, const std::vector<Answer>& expected);
 
 }  // namespace harvest::moe_server

@@ -13,6 +13,7 @@
 #include "cli/arguments.hpp"
 #include "cli/command.hpp"
 #include "cli/output.hpp"
+#include "cli/routing_evictions.hpp"
 #include "cli/routing_summary.hpp"
 
 /// `harvest routing`: recordings of which experts a model picks, made up or read, and what they are like.
@@ -26,6 +27,7 @@ constexpr const char* kTeaching =
     "\n"
     "Example:\n"
     "  harvest routing --model qwen3-30b-a3b --output-tokens 257\n"
+    "  harvest routing --model qwen3-30b-a3b --batch 8 --evictions\n"
     "  harvest routing --model mixtral-8x7b --batch 8 --steps 500 --write mixtral.jsonl.gz\n"
     "  harvest routing --model 32x8x2 --routing mixtral.jsonl.gz";
 
@@ -42,6 +44,7 @@ struct Options {
   std::vector<std::uint64_t> output_tokens{64, 512};
   std::string write;
   bool summary = false;
+  bool evictions = false;
   bool json = false;
 };
 
@@ -115,7 +118,23 @@ Json to_json(const OverLayers& figures) {
   return {{"mean", figures.mean}, {"min", figures.least}, {"max", figures.most}};
 }
 
-Json to_json(const Options& options, const moe::RoutingModel& model, const RoutingSummary& summary) {
+/// Of one cache of experts for all layers.
+struct Evictions {
+  std::uint64_t slots = 0;
+  std::vector<EvictionFigures> figures;  ///< none: they were not asked for
+};
+
+Result<Evictions> replay_evictions_of(const moe::RoutingTrace& trace) {
+  const std::uint64_t experts = std::uint64_t{trace.shape().layers} * trace.shape().experts;
+  Evictions evictions{std::max<std::uint64_t>(2, experts * kResidentPercent / 100), {}};
+  auto figures = replay_evictions(trace, evictions.slots);
+  if (!figures) return tl::unexpected(figures.error());
+  evictions.figures = std::move(*figures);
+  return evictions;
+}
+
+Json to_json(const Options& options, const moe::RoutingModel& model, const RoutingSummary& summary,
+             const Evictions& evictions) {
   Json json{{"model", model.name},
             {"layers", model.shape.layers},
             {"experts", model.shape.experts},
@@ -143,6 +162,9 @@ Json to_json(const Options& options, const moe::RoutingModel& model, const Routi
           {{"capacity_experts", summary.capacities[i]}, {"hit_ratio", figures.hit_ratios[i]}});
     json["policies"].push_back(std::move(policy));
   }
+  if (!evictions.figures.empty()) json["eviction_slots"] = evictions.slots;
+  for (const EvictionFigures& figures : evictions.figures)
+    json["evictions"].push_back({{"eviction", figures.eviction}, {"miss_ratio", figures.miss_ratio}});
   return json;
 }
 
@@ -178,6 +200,14 @@ void print_hits(const RoutingSummary& summary) {
       hits.text(), summary.resident, kResidentPercent, misses.text());
 }
 
+void print_evictions(const Evictions& evictions) {
+  Table table({"eviction", "misses"});
+  for (const EvictionFigures& figures : evictions.figures)
+    table.add({figures.eviction, fmt::format("{:.3f}", figures.miss_ratio)});
+  fmt::print("\nMiss ratio of one cache of experts for all layers, with {} slots, {} %\n\n{}",
+             format_count(evictions.slots), kResidentPercent, table.text());
+}
+
 void print_summary(const Options& options, const moe::RoutingModel& model, const RoutingSummary& summary) {
   const std::string source =
       options.routing.empty() ? fmt::format("MADE UP, seed {}", options.seed) : options.routing;
@@ -208,10 +238,14 @@ Exit run(const Options& options) {
   }
   const auto summary = summarize(*trace);
   if (!summary) return complain(Exit::failed, "routing", summary.error().message);
-  if (options.json)
-    print_json(to_json(options, *model, *summary));
-  else
-    print_summary(options, *model, *summary);
+  const auto evictions = options.evictions ? replay_evictions_of(*trace) : Evictions{};
+  if (!evictions) return complain(Exit::failed, "routing", evictions.error().message);
+  if (options.json) {
+    print_json(to_json(options, *model, *summary, *evictions));
+    return Exit::ok;
+  }
+  print_summary(options, *model, *summary);
+  if (options.evictions) print_evictions(*evictions);
   return Exit::ok;
 }
 
@@ -246,6 +280,10 @@ void add_routing(CLI::App& app, Action& chosen) {
   add_name(*command, "--write", options->write, "Write a recording, gzipped if the name ends in .gz")
       ->type_name("FILE");
   command->add_flag("--summary", options->summary, "With --write: show what it is like too")
+      ->disable_flag_override();
+  command
+      ->add_flag("--evictions", options->evictions,
+                 "Replay a cache of experts for all layers too, with each of its evictions and Belady's")
       ->disable_flag_override();
   add_json(*command, options->json);
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });

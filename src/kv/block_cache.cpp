@@ -197,8 +197,9 @@ BlockCache::Impl::~Impl() {
   }
   {
     MutexLock lock(mutex_);
-    if (lanes_.lease_stream() != StreamId::none)
-      static_cast<void>(cache_.forget_stream(lanes_.lease_stream()));
+    for (const Wire wire : {Wire::peers, Wire::host})
+      if (lanes_.lease_stream(wire) != StreamId::none)
+        static_cast<void>(cache_.forget_stream(lanes_.lease_stream(wire)));
   }
   if (store_memory_ != nullptr) static_cast<void>(backend_.unmap_segment(store_memory_));
 }
@@ -271,7 +272,7 @@ Result<BlockLoad> BlockCache::load(std::span<const Key> keys, std::span<const st
   return BlockLoad(this, *id);
 }
 Result<std::size_t> BlockCache::store(std::span<const Key> keys, std::span<const std::uint32_t> pages,
-                                      StreamId stream, const Key& parent) {
+                                      StreamId stream, const std::optional<Key>& parent) {
   return impl_->store(keys, pages, stream, parent);
 }
 Status BlockCache::order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) {

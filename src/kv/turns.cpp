@@ -57,7 +57,8 @@ const std::vector<Turns::Move>& Turns::decide() {
   bring_first();
   if (!config_.take_turns) return moves_;
   make_room();
-  bring_first();  // who leaves does not run any more, and there may have been room for one more but not a place
+  bring_first();  // who leaves does not run any more, and there may have been room for one more but not a
+                  // place
   return moves_;
 }
 

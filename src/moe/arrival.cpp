@@ -17,6 +17,9 @@ constexpr TimeNs kAvoidNs = 1'000'000'000;
 /// What a flight should at least carry, in time on its wire.
 constexpr TimeNs kFlightNs = 100'000;
 
+/// Of a piece that two wires share: less is not worth a copy of its own.
+constexpr std::uint64_t kLeastPartBytes = 256ULL << 10;
+
 constexpr std::size_t place(Wire wire) {
   return static_cast<std::size_t>(wire);
 }
@@ -34,6 +37,7 @@ void ExpertCache::Impl::settle() {
     if (!lies_there || slot.delivered) failed_expert_ = flight.expert;
     if (lies_there) slot.broken = true;
   }
+  if (stalls_.any()) stalls_.look();
   if (lanes_.any_under_way()) return;
   for (TimeNs& until : busy_until_ns_) until = std::min(until, backend_.now_ns());
 }
@@ -123,6 +127,18 @@ ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceI
   return group;
 }
 
+/// The caller's memory has pieces that follow each other as one run, as `cut` found it.
+void ExpertCache::Impl::add_copy(Group& group, const Copy& copy) {
+  if (group.source == kHost && !group.copies.empty()) {
+    Copy& last = group.copies.back();
+    if (last.source + last.bytes == copy.source && last.destination + last.bytes == copy.destination) {
+      last.bytes += copy.bytes;
+      return;
+    }
+  }
+  group.copies.push_back(copy);
+}
+
 /// Chooses the way of one piece: of wires that could bring it the one that would be done with it first.
 void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size_t lane_of_peers,
                              std::optional<Wire> only) {
@@ -158,13 +174,23 @@ void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size
     lane = Lanes::host_lane();
     if (!on_peers) reserved_host_ns_ = std::max<TimeNs>(0, reserved_host_ns_ - wire_ns(wire, piece.bytes));
   }
-  busy_until_ns_[place(wire)] += wire_ns(wire, piece.bytes);
-  ready_ns_[number] = std::max(ready_ns_[number], busy_until_ns_[place(wire)]);
   const Tier from = on_peers ? Tier::peer : Tier::host;
   if (slot.from == Tier::none || from > slot.from) slot.from = from;
   Group& group = group_for(lane, source);
-  group.copies.push_back(copy);
+  busy_until_ns_[place(wire)] +=
+      wire_ns(wire, piece.bytes) - (group.copies.empty() ? 0 : piece_ns_[place(wire)]);
+  ready_ns_[number] = std::max(ready_ns_[number], busy_until_ns_[place(wire)]);
+  add_copy(group, copy);
   if (lease) group.leases.push_back(std::move(lease));
+}
+
+void ExpertCache::Impl::load_parts(std::uint32_t number, const Piece& piece, std::size_t lane_of_peers,
+                                   const Way& way) {
+  const std::uint64_t head = std::min(piece.bytes, way.host_from - std::min(way.host_from, piece.offset));
+  if (head > 0) load(number, {piece.key, piece.source, piece.offset, head}, lane_of_peers, way.wire);
+  if (head < piece.bytes)
+    load(number, {piece.key, piece.source + head, piece.offset + head, piece.bytes - head}, lane_of_peers,
+         Wire::host);
 }
 
 /// Gives one group to its lane. What the peers' wire refuses comes over the host's.
@@ -221,7 +247,7 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
 ExpertCache::Impl::Spread ExpertCache::Impl::spread_over_lanes(std::uint32_t pieces) {
   constexpr std::size_t kAll = kLanesOfWire[place(Wire::peers)];
   const auto flights = static_cast<std::size_t>(wire_ns(Wire::peers, slot_bytes_) / kFlightNs);
-  const bool idle = !lanes_.any_under_way();
+  const bool idle = !lanes_.any_under_way(Wire::peers);
   if (flights <= 1 && idle && pieces > 1)
     return {lanes_.next_peer_lane(kAll) + 1, 2, std::max(1U, pieces / static_cast<std::uint32_t>(kAll))};
   const std::size_t lanes = std::min<std::size_t>(std::clamp<std::size_t>(flights, 1, kAll), pieces);
@@ -229,8 +255,7 @@ ExpertCache::Impl::Spread ExpertCache::Impl::spread_over_lanes(std::uint32_t pie
 }
 
 /// Gives the next pieces of a slot's expert, up to `pieces` of them all, to lanes.
-Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why,
-                                std::optional<Wire> wire) {
+Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why why, const Way& way) {
   Slot& slot = slots_.at(number);
   const std::vector<StreamId> readers = slot.broken ? open_readers(number) : std::vector<StreamId>();
   for (const StreamId reader : readers) {
@@ -244,7 +269,7 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
   groups_used_ = 0;
   const Spread spread = spread_over_lanes(pieces - slot.pieces);
   for (std::uint32_t i = slot.pieces, nth = 0; i < pieces; ++i, ++nth)
-    load(number, all[i], spread.lane_of(nth), wire);
+    load_parts(number, all[i], spread.lane_of(nth), way);
   Status status;
   for (std::size_t i = 0; i < groups_used_; ++i)
     if (Status given = submit(number, groups_[i], why); !given) status = given;
@@ -256,6 +281,48 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
   else
     for (std::size_t i = 0; i < groups_used_; ++i) guessed_[place(Lanes::wire_of(groups_[i].lane))] = true;
   return status;
+}
+
+/// Splits what a step waits for between the wires, so that both are done at the same time: what can only come
+/// from the host does, and of the rest it brings as much as it has time for, to the byte. It takes that from
+/// the experts that come last, whole ones if it can: for it each expert costs a copy's latency, whatever its
+/// bytes.
+void ExpertCache::Impl::split(std::span<Entry> coming) {
+  if (!wires_apart_) return;
+  const auto piece_range = [&](const Entry& entry) HARVEST_REQUIRES(mutex_) {
+    const Slot& slot = slots_.at(entry.slot);
+    return pieces_of(experts_[entry.expert]).subspan(slot.broken ? 0 : slot.pieces);
+  };
+  const TimeNs now = backend_.now_ns();
+  const double ns_per_peer_byte = ns_per_byte_[place(Wire::peers)];
+  const double ns_per_host_byte = ns_per_byte_[place(Wire::host)];
+  const auto peers_free = static_cast<double>(std::max(now, busy_until_ns_[place(Wire::peers)]));
+  const auto host_free =
+      static_cast<double>(std::max(now, busy_until_ns_[place(Wire::host)]) + reserved_host_ns_);
+  double peer_ns = 0;
+  for (const Entry& entry : coming)
+    for (const Piece& piece : piece_range(entry))
+      if (is_on_peers(piece)) peer_ns += static_cast<double>(piece.bytes) * ns_per_peer_byte;
+  // Of what the peers could bring by `peers_free + peer_ns` alone, x ns of theirs are y ns of the host's.
+  const double behind = peers_free + peer_ns - host_free;
+  double host_ns = behind * ns_per_host_byte / (ns_per_host_byte + ns_per_peer_byte);
+  for (std::size_t i = coming.size(); i-- > 0;) {
+    Entry& entry = coming[i];
+    const auto pieces = piece_range(entry);
+    for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
+      if (is_on_peers(*piece)) {
+        const auto bytes = static_cast<std::uint64_t>(std::max(0.0, host_ns) / ns_per_host_byte);
+        if (bytes < piece->bytes) {
+          if (bytes >= kLeastPartBytes)
+            entry.host_from = piece->offset + round_up(piece->bytes - bytes, kPieceAlignment);
+          return;
+        }
+        host_ns -= static_cast<double>(piece->bytes) * ns_per_host_byte;
+      }
+      entry.host_from = piece->offset;
+    }
+    host_ns -= static_cast<double>(piece_ns_[place(Wire::host)]);
+  }
 }
 
 /// Begins the copies of all entries of a step that have a slot and are not here: first those that are on
@@ -285,12 +352,19 @@ Status ExpertCache::Impl::bring_all(Step& step) {
                    [](const auto& a, const auto& b) { return a.first < b.first; });
   for (std::size_t i = 0; i < coming.size(); ++i) coming[i] = order_[i].second;
 
-  for (Entry& entry : coming) {
+  split(coming);
+  // The one that both wires bring is the last on either: of two that come at the same time at the end one is
+  // computed behind the other, with nothing on its way.
+  std::stable_partition(coming.begin(), coming.end(),
+                        [](const Entry& entry) { return entry.host_from == 0; });
+  for (const Entry& entry : coming) {
     const Slot& slot = slots_.at(entry.slot);
     if (!is_under_way(entry)) ready_ns_[entry.slot] = 0;
     const std::uint32_t pieces = experts_[entry.expert].pieces;
     if (slot.pieces == pieces && !slot.broken) continue;
-    if (Status status = bring(entry.slot, pieces, Why::demand); !status) return status;
+    const std::optional<Wire> rest = wires_apart_ ? std::optional(Wire::peers) : std::nullopt;
+    if (Status status = bring(entry.slot, pieces, Why::demand, {rest, entry.host_from}); !status)
+      return status;
   }
   std::stable_sort(coming.begin(), coming.end(),
                    [&](const Entry& a, const Entry& b)

@@ -15,6 +15,9 @@ namespace {
 
 constexpr std::uint64_t kLeastPieceBytes = 64ULL << 10;
 constexpr std::uint64_t kMostPieceBytes = 1ULL << 30;
+constexpr std::uint64_t kUsualPieces = 8;  // fewer keep lanes idle at the end; each more costs a copy
+constexpr std::uint64_t kLeastUsualPieceBytes = 4ULL << 20;
+constexpr std::uint64_t kMostUsualPieceBytes = 32ULL << 20;
 constexpr double kForgetting = 1.0 / 32.0;  // a frequency halves in 22 passes without use
 constexpr std::size_t kDecays = 512;        // after which a frequency is nothing
 constexpr TimeNs kSettleNs = 60'000'000'000;
@@ -26,9 +29,10 @@ Status outside(std::string_view field, double value, double least, double most) 
 
 Status check(const ExpertCacheConfig& config) {
   if (Status status = config.model.validate(); !status) return status;
-  if (config.piece_bytes < kLeastPieceBytes || config.piece_bytes > kMostPieceBytes)
+  if (config.piece_bytes != 0 &&
+      (config.piece_bytes < kLeastPieceBytes || config.piece_bytes > kMostPieceBytes))
     return fail(ErrorCode::invalid_argument,
-                fmt::format("piece_bytes is {}, the limits are {} and {}", config.piece_bytes,
+                fmt::format("piece_bytes is {}, the limits are {} and {}, or 0", config.piece_bytes,
                             kLeastPieceBytes, kMostPieceBytes));
   const std::uint64_t slot = config.model.slot_bytes();
   const std::uint64_t needed = std::min(2U, config.model.layers * config.model.experts) * slot;
@@ -78,7 +82,8 @@ ExpertCache::Impl::Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue sl
       slot_value_(std::move(slot_value)),
       uses_(backend_),
       slots_(slot_count_, config_.model.layers, evenness_of(config_)),
-      lanes_(backend_) {
+      lanes_(backend_),
+      stalls_(backend_, lanes_) {
   for (std::size_t i = 0; i < kDecays; ++i)
     decay_.push_back(static_cast<float>(std::pow(1.0 - kForgetting, static_cast<double>(i))));
   const std::uint32_t count = config_.model.layers * config_.model.experts;
@@ -101,6 +106,9 @@ ExpertCache::Impl::Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue sl
 Result<std::unique_ptr<ExpertCache::Impl>> ExpertCache::Impl::create(PeerCache& cache,
                                                                      ExpertCacheConfig config) {
   if (Status status = check(config); !status) return tl::unexpected(status.error());
+  if (config.piece_bytes == 0)
+    config.piece_bytes =
+        std::clamp(config.model.expert_bytes() / kUsualPieces, kLeastUsualPieceBytes, kMostUsualPieceBytes);
   SlotValue value = config.slot_value;
   if (!value) {
     auto made = make_slot_value(or_first(config.eviction, expert_eviction_names()));
@@ -198,6 +206,9 @@ ExpertCacheStats ExpertCache::Impl::stats() {
   MutexLock lock(mutex_);
   settle();
   ExpertCacheStats stats = stats_;
+  stats.exposed_stall_ns = stalls_.times().exposed_ns;
+  stats.hidden_stall_ns = stalls_.times().hidden_ns;
+  stats.unseen_stall_ns = stalls_.times().unseen_ns;
   stats.slots = slots_.size();
   stats.slots_used = slots_.used();
   stats.experts_on_peers = static_cast<std::uint64_t>(

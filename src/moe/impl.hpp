@@ -14,12 +14,14 @@
 #include "base/annotated_mutex.hpp"
 #include "moe/lanes.hpp"
 #include "moe/slots.hpp"
+#include "moe/stalls.hpp"
 
 /// What is behind `ExpertCache`. Its parts, by file:
 ///   expert_cache.cpp  how it begins and ends; statistics
 ///   weights.cpp       how an expert becomes objects of the PeerCache
 ///   layer_step.cpp    begin, next, end, confirm: demand
 ///   arrival.cpp       how experts come: which wire, which lane, in which order
+///   stalls.cpp        how long streams stand still for them
 ///   prefetch.cpp      guesses
 ///   rebalance.cpp     what moves between peers and host
 namespace harvest::moe {
@@ -92,10 +94,11 @@ class ExpertCache::Impl {
 
   struct Entry {
     std::uint32_t expert = 0;
-    std::uint32_t slot = kNone;  ///< none: waits for one of this step's
-    bool here = false;           ///< when the step began
-    bool brought = false;        ///< for this step
-    bool released = false;       ///< the slot is not the step's any more
+    std::uint32_t slot = kNone;            ///< none: waits for one of this step's
+    bool here = false;                     ///< when the step began
+    bool brought = false;                  ///< for this step
+    bool released = false;                 ///< the slot is not the step's any more
+    std::uint64_t host_from = UINT64_MAX;  ///< what lies from here on in the slot comes over the host's wire
   };
   struct Step {
     bool open = false;
@@ -106,6 +109,7 @@ class ExpertCache::Impl {
     std::size_t here = 0;
     std::size_t waiting = 0;  ///< the first entry without a slot
     std::size_t next = 0;
+    std::uint32_t watch = kNone;  ///< of `stalls_`; none: nothing was to be waited for
     Status status{};
     ReadyExpert answer;
     std::vector<ReadyExpert> table;
@@ -132,6 +136,11 @@ class ExpertCache::Impl {
     [[nodiscard]] std::size_t lane_of(std::uint32_t piece) const {
       return Lanes::peer_lane(first, cut == 0 ? piece % lanes : piece < cut ? 0 : 1);
     }
+  };
+  /// How an expert is brought.
+  struct Way {
+    std::optional<Wire> wire{};            ///< none: each piece over the one that is done with it first
+    std::uint64_t host_from = UINT64_MAX;  ///< what lies from here on in the slot: over the host's
   };
   /// Of the work that a step gave to its stream.
   struct End {
@@ -182,6 +191,7 @@ class ExpertCache::Impl {
   void order_behind_arrival(StreamId stream, Slot& slot) HARVEST_REQUIRES(mutex_);
   bool deliver(Step& step, Entry& entry, ReadyExpert& answer) HARVEST_REQUIRES(mutex_);
   void count(const Step& step, const ReadyExpert& delivered) HARVEST_REQUIRES(mutex_);
+  void watch_arrivals(Step& step, std::span<const Entry> coming) HARVEST_REQUIRES(mutex_);
   void judge_layer(const Step& step) HARVEST_REQUIRES(mutex_);
   void close(Step& step) HARVEST_REQUIRES(mutex_);
 
@@ -192,13 +202,16 @@ class ExpertCache::Impl {
   void vacate(std::uint32_t slot) HARVEST_REQUIRES(mutex_);
   void occupy(std::uint32_t slot, std::uint32_t expert, double value) HARVEST_REQUIRES(mutex_);
   Status bring_all(Step& step) HARVEST_REQUIRES(mutex_);
-  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why, std::optional<Wire> wire = {})
-      HARVEST_REQUIRES(mutex_);
+  Status bring(std::uint32_t slot, std::uint32_t pieces, Why why, const Way& way) HARVEST_REQUIRES(mutex_);
+  void split(std::span<Entry> coming) HARVEST_REQUIRES(mutex_);
+  static void add_copy(Group& group, const Copy& copy);
   [[nodiscard]] Spread spread_over_lanes(std::uint32_t pieces) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status prepare(std::uint32_t slot, std::size_t lane) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] Status find_end(Use& use) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] std::vector<StreamId> open_readers(std::uint32_t slot) const HARVEST_REQUIRES(mutex_);
   void load(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, std::optional<Wire> only)
+      HARVEST_REQUIRES(mutex_);
+  void load_parts(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, const Way& way)
       HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);
   Group& group_for(std::size_t lane, DeviceId source) HARVEST_REQUIRES(mutex_);
@@ -241,6 +254,7 @@ class ExpertCache::Impl {
   UseEvents uses_ HARVEST_GUARDED_BY(mutex_);
   SlotTable slots_ HARVEST_GUARDED_BY(mutex_);
   Lanes lanes_ HARVEST_GUARDED_BY(mutex_);
+  Stalls stalls_ HARVEST_GUARDED_BY(mutex_);
   std::vector<Step> steps_ HARVEST_GUARDED_BY(mutex_);
   std::uint64_t marks_ HARVEST_GUARDED_BY(mutex_) = 0;
 
@@ -277,6 +291,7 @@ class ExpertCache::Impl {
   std::size_t looked_ HARVEST_GUARDED_BY(mutex_) = 0;              ///< where in `experts_`
   double allowance_bytes_ HARVEST_GUARDED_BY(mutex_) = 0;
   TimeNs allowance_at_ns_ HARVEST_GUARDED_BY(mutex_) = 0;
+  TimeNs next_balance_ns_ HARVEST_GUARDED_BY(mutex_) = 0;
 
   ExpertCacheStats stats_ HARVEST_GUARDED_BY(mutex_);
 };

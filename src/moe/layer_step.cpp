@@ -51,6 +51,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
   if (phase == Phase::decode) note_use(step);
   step.open = true;
   step.next = 0;
+  step.watch = kNone;
   step.status = {};
   step.table.clear();
   for (Entry& entry : step.entries)
@@ -67,6 +68,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
       close(step);
       return tl::unexpected(status.error());
     }
+    watch_arrivals(step, std::span(step.entries).subspan(step.here, step.waiting - step.here));
   }
   ++stats_.steps;
   if (phase == Phase::decode) ask_predictor(layer, step.entries);
@@ -216,8 +218,16 @@ void ExpertCache::Impl::bring_more(Step& step, bool spare_decode) {
   const std::size_t first = step.waiting;
   give_slots(step, spare_decode);
   for (const Entry& entry : std::span(step.entries).subspan(first, step.waiting - first))
-    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
+    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand, {}); !status)
       step.status = status;
+  watch_arrivals(step, std::span(step.entries).subspan(first, step.waiting - first));
+}
+
+void ExpertCache::Impl::watch_arrivals(Step& step, std::span<const Entry> coming) {
+  for (const Entry& entry : coming) {
+    if (step.watch == kNone) step.watch = stalls_.open();
+    stalls_.expect(step.watch, slots_.at(entry.slot).flights);
+  }
 }
 
 /// And so `confirm` answers for the slot's bytes.
@@ -236,9 +246,10 @@ bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
   }
   Slot& slot = slots_.at(entry.slot);
   if (slot.broken)
-    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand); !status)
+    if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand, {}); !status)
       step.status = status;
   if (!step.status) return false;
+  if (step.watch != kNone) stalls_.wait(step.watch, step.stream, slot.flights, !step.table.empty());
   order_behind_arrival(step.stream, slot);
   const Tier from = entry.here ? Tier::local : slot.from;
   answer = {experts_[entry.expert].number, entry.slot, memory_ + entry.slot * slot_bytes_, from};
@@ -319,6 +330,7 @@ void ExpertCache::Impl::close(Step& step) {
   const End end = step.next > 0 ? end_of_work(step) : End{};
   for (Entry& entry : step.entries) release(step, entry, end);
   uses_.drop(end.use);
+  if (step.watch != kNone) stalls_.close(step.watch);
   judge_layer(step);
   step.open = false;
 }

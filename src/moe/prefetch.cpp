@@ -161,7 +161,7 @@ bool ExpertCache::Impl::follow(const Request& request) {
   for (std::uint32_t piece = given; piece < expert.pieces; ++piece) {
     const auto wire = wire_for_guess(pieces_of(expert)[piece]);
     if (!wire) return false;
-    if (bring(expert.slot, piece + 1, Why::guess, *wire)) continue;
+    if (bring(expert.slot, piece + 1, Why::guess, {.wire = *wire})) continue;
     if (slots_.at(expert.slot).steps == 0) vacate(expert.slot);
     return true;
   }

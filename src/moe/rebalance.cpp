@@ -11,8 +11,10 @@
 namespace harvest::moe {
 namespace {
 
-constexpr std::size_t kLookedAtOnce = 256;  // of locating 50 ns each
-constexpr double kBurstNs = 100e6;          // the cap is kept over this time
+constexpr std::size_t kLookedAtOnce = 256;    // of locating 50 ns each
+constexpr double kBurstNs = 100e6;            // the cap is kept over this time
+constexpr TimeNs kStepsPauseNs = 10'000'000;  // after which the next step is not expected any more
+constexpr TimeNs kPauseNs = 2'000'000;        // between two looks, however often they are asked for
 /// A full peer gives way only for an expert so much hotter than its coldest: moving costs, and both odds are
 /// estimates.
 constexpr double kWorthSwapping = 2;
@@ -97,8 +99,11 @@ bool ExpertCache::Impl::may_move() {
 void ExpertCache::Impl::poll() {
   MutexLock lock(mutex_);
   settle();
-  pump();
-  if (polling_) return;
+  // Steps that follow each other begin guesses themselves, early enough to be done before the next one.
+  const TimeNs busy_until = *std::max_element(demand_until_ns_.begin(), demand_until_ns_.end());
+  if (backend_.now_ns() - busy_until >= kStepsPauseNs) pump();
+  if (polling_ || backend_.now_ns() < next_balance_ns_) return;
+  next_balance_ns_ = backend_.now_ns() + kPauseNs;
   polling_ = true;
   if (look_at_peers()) {
     std::vector<Heat> all = heats();

@@ -56,6 +56,37 @@ TEST(BenchMoe, RanksTheStrategies) {
   EXPECT_EQ(result_of(report, "host").at("hit").at("peer"), 0);
 }
 
+/// The cache tells from outside how long its stream stood still, what the bench knows of what it computed.
+TEST(BenchMoe, TheCacheSeesTheStallThatTheBenchHas) {
+  for (const char* model : {"phi-3.5-moe", "qwen1.5-moe-a2.7b"})
+    for (const char* batch : {"1", "32"}) {
+      const json report = bench({"--model", model, "--batch", batch, "--strategy", "harvest,host"});
+      for (const std::string strategy : {"harvest", "host"}) {
+        SCOPED_TRACE(std::string(model) + " " + batch + " " + strategy);
+        const json result = result_of(report, strategy);
+        const double ns = 8 * std::stod(batch) * 1e9 / result.at("tokens_per_s").get<double>();
+        const double stalled = result.at("exposed_stall_fraction").get<double>();
+        const auto share = [&](const char* key) { return result.at("stall").at(key).get<double>() / ns; };
+        EXPECT_GT(stalled, 0);
+        EXPECT_LE(share("exposed_ns"), stalled + .002);
+        EXPECT_GE(share("exposed_ns") + share("unseen_ns"), stalled - .01);
+        EXPECT_GT(share("hidden_ns"), 0);
+        EXPECT_LT(share("unseen_ns"), .05);
+      }
+    }
+}
+
+/// Also while the bench polls as often as it can: guesses are begun by steps, in time for the next.
+TEST(BenchMoe, APredictorGainsWhereMuchIsTold) {
+  const auto with = [](const std::string& predictor) {
+    return tokens_per_s(
+        run_for_json(words({"--model", "qwen1.5-moe-a2.7b", "--batch", "32", "--strategy", "harvest",
+                            "--predictor", predictor, "--warm-up", "64", "--steps", "32"})),
+        "harvest");
+  };
+  EXPECT_GT(with("next_layer"), 1.005 * with("none"));
+}
+
 TEST(BenchMoe, KnowsTheModels) {
   const std::map<std::string, std::uint64_t> expert_bytes{
       {"mixtral-8x7b", 352'321'536}, {"phi-3.5-moe", 157'286'400},    {"qwen1.5-moe-a2.7b", 17'301'504},

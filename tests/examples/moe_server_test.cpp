@@ -12,11 +12,11 @@
 #include <utility>
 #include <vector>
 
-#include "moe_server/cpu_compute.hpp"
-#include "moe_server/experts.hpp"
-#include "moe_server/kernels.hpp"
-#include "moe_server/server.hpp"
 #include "moe_server/world.hpp"
+#include "transformer/cpu_compute.hpp"
+#include "transformer/experts.hpp"
+#include "transformer/kernels.hpp"
+#include "transformer/server.hpp"
 
 namespace harvest::moe_server {
 namespace {
@@ -25,6 +25,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 const ProgressReport kSilent = [](std::uint64_t) {};
+constexpr const char* kHow = "with all experts resident";
 
 Options small_options() {
   Options options;
@@ -87,18 +88,18 @@ class ServerTest : public ::testing::Test {
  protected:
   /// Serves all requests together, and answers what differs from each alone.
   std::string serve_together() {
-    Server server(model_, compute_, experts_, options_.limits, {options_.temperature, kSamplingSeed});
+    Server server(model_, compute_, experts_, kv_, options_.limits, {options_.temperature, kSamplingSeed});
     for (const Request& request : requests_) server.submit(request);
     while (!server.idle())
       if (const Status done = server.step(); !done) return done.error().message;
     stats_ = server.stats();
     std::vector<Answer> answers = server.answers();
     std::ranges::sort(answers, {}, &Answer::id);
-    return compare(answers, serve_one_by_one());
+    return compare(answers, serve_one_by_one(), kHow);
   }
   std::vector<Answer> serve_one_by_one() {
     ResidentExperts resident(model_);
-    Server server(model_, compute_, resident, {.sequences = 1, .tokens_per_step = 1},
+    Server server(model_, compute_, resident, kv_, {.sequences = 1, .tokens_per_step = 1},
                   {options_.temperature, kSamplingSeed});
     for (const Request& request : requests_) server.submit(request);
     while (!server.idle()) EXPECT_TRUE(server.step());
@@ -110,7 +111,8 @@ class ServerTest : public ::testing::Test {
   Model model_{options_.shape, 1};
   std::vector<Request> requests_ = draw_requests(options_);
   Kernels kernels_;
-  CpuCompute compute_{model_, kernels_, 3, 20};
+  PlainKv kv_{options_.shape, 3, 20};
+  CpuCompute compute_{model_, kernels_, kv_};
   TroubledExperts experts_{model_};
   ServerStats stats_;
 };
@@ -182,31 +184,32 @@ TEST_F(ServerTest, AWrongWeightThatNobodyTellsIsFound) {
     std::vector<std::byte> weights_;
   };
   Liar liar(model_);
-  Server server(model_, compute_, liar, {.sequences = 1, .tokens_per_step = 8}, {0, kSamplingSeed});
+  Server server(model_, compute_, liar, kv_, {.sequences = 1, .tokens_per_step = 8}, {0, kSamplingSeed});
   for (const Request& request : requests_) server.submit(request);
   while (!server.idle()) ASSERT_TRUE(server.step());
-  EXPECT_THAT(compare(server.answers(), serve_one_by_one()), HasSubstr("with all experts resident it is"));
+  EXPECT_THAT(compare(server.answers(), serve_one_by_one(), kHow),
+              HasSubstr("with all experts resident it is"));
 }
 
 TEST(CompareTest, FindsTheSmallestDifference) {
   const std::vector<Answer> right{{.id = 0, .tokens = {1, 0}, .logits = {0, 1, 2, -1}},
                                   {.id = 1, .tokens = {1}, .logits = {5, 6}}};
-  EXPECT_EQ(compare(right, right), "");
+  EXPECT_EQ(compare(right, right, kHow), "");
   auto changed = right;
   changed[1].logits[1] = std::nextafter(6.0F, 7.0F);
-  EXPECT_THAT(compare(changed, right), HasSubstr("request 1, new token 0: the score of 1 is"));
+  EXPECT_THAT(compare(changed, right, kHow), HasSubstr("request 1, new token 0: the score of 1 is"));
   changed = right;
   changed[0].logits[0] = -0.0F;
-  EXPECT_THAT(compare(changed, right), HasSubstr("request 0, new token 0: the score of 0 is -0"));
+  EXPECT_THAT(compare(changed, right, kHow), HasSubstr("request 0, new token 0: the score of 0 is -0"));
   changed = right;
   changed[0].tokens[1] = 1;
-  EXPECT_EQ(compare(changed, right), "request 0: new token 1 is 1, with all experts resident it is 0");
+  EXPECT_EQ(compare(changed, right, kHow), "request 0: new token 1 is 1, with all experts resident it is 0");
   changed = right;
   changed[0].tokens.pop_back();
-  EXPECT_EQ(compare(changed, right), "request 0 has 1 new tokens, expected are 2");
+  EXPECT_EQ(compare(changed, right, kHow), "request 0 has 1 new tokens, expected are 2");
   changed = right;
   changed.pop_back();
-  EXPECT_EQ(compare(changed, right), "1 requests were answered, 2 were expected");
+  EXPECT_EQ(compare(changed, right, kHow), "1 requests were answered, 2 were expected");
 }
 
 class KernelsTest : public ::testing::Test {
@@ -335,7 +338,7 @@ TEST(WorldTest, ServesUnderOwnersAndFaultsWhatItServesWithout) {
   const auto requests = draw_requests(options);
   const auto first = World::create(options, model).value()->serve(requests, kSilent);
   ASSERT_TRUE(first) << first.error().message;
-  EXPECT_EQ(compare(first->answers, serve_alone(options, model, requests, kSilent)), "");
+  EXPECT_EQ(compare(first->answers, serve_alone(options, model, requests, kSilent), kHow), "");
   EXPECT_EQ(first->owners.refused, 0U);
   const auto second = World::create(options, model).value()->serve(requests, kSilent);
   ASSERT_TRUE(second);

@@ -11,11 +11,11 @@
 #include <numeric>
 #include <vector>
 
-#include "moe_server/cpu_compute.hpp"
-#include "moe_server/math.hpp"
-#include "moe_server/model.hpp"
+#include "transformer/cpu_compute.hpp"
+#include "transformer/math.hpp"
+#include "transformer/model.hpp"
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 namespace {
 
 using ::testing::ElementsAre;
@@ -173,7 +173,8 @@ class TransformerTest : public ::testing::Test {
   const Model model_{kShape, 7};
   const std::vector<std::uint32_t> tokens_{3, 36, 0, 17, 17, 5, 29};
   Kernels kernels_;
-  CpuCompute compute_{model_, kernels_, 3, 16};
+  PlainKv kv_{kShape, 3, 16};
+  CpuCompute compute_{model_, kernels_, kv_};
 };
 
 TEST_F(TransformerTest, ComputesWhatTheFormulasSay) {
@@ -247,4 +248,4 @@ TEST(ShapeTest, SaysWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

@@ -171,8 +171,8 @@ class Life {
     if (first == nullptr || !config_.take_turns) return;
     const bool seats = turns_->running().size() + coming_.size() < config_.most_running &&
                        coming_.size() < config_.most_moving;
-    EXPECT_FALSE(seats && turns_->room_used() + pages(first->tokens + config_.quantum_tokens) <=
-                              config_.room_tokens)
+    EXPECT_FALSE(seats &&
+                 turns_->room_used() + pages(first->tokens + config_.quantum_tokens) <= config_.room_tokens)
         << "room, and somebody waits";
   }
 

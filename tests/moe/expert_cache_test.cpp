@@ -42,6 +42,42 @@ TEST(ExpertCache, WhatIsHereMovesNothingAndComesFirst) {
   EXPECT_EQ(stats.demand_bytes[static_cast<std::size_t>(Tier::host)], 3 * world.model.expert_bytes());
 }
 
+/// Of what peers have too the host brings its share, to the byte, however large the pieces.
+TEST(ExpertCache, BothWiresAreDoneAtTheSameTime) {
+  WorldOptions options;
+  options.layers = 1;
+  options.tensors = {{"all", 8ULL << 20}};
+  options.slots = 8;
+  options.with = [](ExpertCacheConfig& config) { config.piece_bytes = 4ULL << 20; };
+  options.with_peers = [](PeerCacheConfig& config) {
+    config.segment_min_bytes = config.segment_max_bytes = 32ULL << 20;
+    config.background_bytes = 256ULL << 20;
+  };
+  World world(options);
+  world.pass(2'000'000'000);
+  for (std::uint32_t expert = 0; expert < 8; ++expert)
+    ASSERT_EQ(world.experts->locate(0, expert), Tier::peer) << expert;
+  for (const std::uint32_t many : {1U, 3U, 4U}) {
+    std::vector<std::uint32_t> needed;
+    const ExpertCacheStats before = world.experts->stats();
+    for (std::uint32_t expert = 0; expert < 8 && needed.size() < many; ++expert)
+      if (world.experts->locate(0, expert) == Tier::peer) needed.push_back(expert);
+    EXPECT_EQ(world.step(0, needed).size(), many);
+    EXPECT_EQ(world.check_reads(), 0U);
+    const ExpertCacheStats after = world.experts->stats();
+    const auto moved = [&](Tier tier) {
+      const auto at = static_cast<std::size_t>(tier);
+      return static_cast<double>(after.demand_bytes[at] - before.demand_bytes[at]);
+    };
+    const auto bandwidth = [&](DeviceId from) {
+      return world.cache->topology().path(from, 0)->link.bandwidth_bytes_per_s;
+    };
+    EXPECT_NEAR(moved(Tier::host) / (moved(Tier::host) + moved(Tier::peer)),
+                bandwidth(kHost) / (bandwidth(kHost) + bandwidth(1)), .01 + .01 * many)
+        << many;
+  }
+}
+
 TEST(ExpertCache, SlotsKeepTheirAddresses) {
   World world({.slots = 3});
   for (std::uint32_t expert = 0; expert < 8; ++expert)

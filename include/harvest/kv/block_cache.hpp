@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -190,7 +191,7 @@ class BlockCache {
   /// work: nothing that is given to `stream` later waits for this. Blocks that are here already are skipped.
   /// Answers how many are under way. `poll` and `settle` carry them on. Errors: as `load`.
   Result<std::size_t> store(std::span<const Key> keys, std::span<const std::uint32_t> pages, StreamId stream,
-                            const Key& parent = {});
+                            const std::optional<Key>& parent = {});
 
   /// Other content will be written to these pages by work that is given to `stream` from now on: that runs
   /// after what still reads them for a store. Stores of them that have not begun are given up.

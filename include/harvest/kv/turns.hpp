@@ -9,8 +9,9 @@
 #include <vector>
 
 /// Fair decoding: more sequences than the GPU has room for take turns. Who has had its turn leaves for who
-/// waits longest; its keys and values wait elsewhere, on a peer for example, and are brought back while others
-/// compute. Nothing here moves a byte or knows a GPU: an engine tells what happened, and is told what to do.
+/// waits longest; its keys and values wait elsewhere, on a peer for example, and are brought back while
+/// others compute. Nothing here moves a byte or knows a GPU: an engine tells what happened, and is told what
+/// to do.
 ///
 ///     auto turns = *kv::Turns::create({.room_tokens = 500'000, .quantum_tokens = 64});
 ///     turns.add(request, prompt_tokens);
@@ -34,13 +35,15 @@ struct TurnsConfig {
   bool take_turns = true;
 };
 
-/// Requires of all functions that an id is one that was added and has not finished, unless they say otherwise.
-/// For one thread. Cost: of `decide` linear in the number of sequences on the GPU; of others constant.
+/// Requires of all functions that an id is one that was added and has not finished, unless they say
+/// otherwise. For one thread. Cost: of `decide` linear in the number of sequences on the GPU; of others
+/// constant.
 ///
 /// A sequence waits, comes, runs, leaves, and waits again. What always holds:
 /// - room: the tokens of those that come, run and leave, each with what it may still generate and in whole
 ///   pages, never exceed `room_tokens`;
-/// - fairness: who waits is brought in the order in which they began to wait, so that while one waits no other
+/// - fairness: who waits is brought in the order in which they began to wait, so that while one waits no
+/// other
 ///   comes twice. Who has had its turn leaves when its room is wanted, the one that came first at first;
 /// - work: nobody leaves whose room nobody wants, whoever is first in line is brought as soon as there is
 ///   room, and who has had its turn runs on until it is told to leave, as long as there is room for that.
@@ -60,8 +63,8 @@ class Turns {
     std::uint64_t tokens = 0;
   };
 
-  /// Errors: invalid_argument (names the field, value and limit): no room, no quantum, no page, nobody who may
-  /// run or move, a quantum that alone has no room.
+  /// Errors: invalid_argument (names the field, value and limit): no room, no quantum, no page, nobody who
+  /// may run or move, a quantum that alone has no room.
   [[nodiscard]] static Result<Turns> create(const TurnsConfig& config);
 
   /// One more, last in line, with `tokens` tokens to begin with. Errors: invalid_argument (they and a turn
@@ -94,8 +97,8 @@ class Turns {
   struct Sequence {
     State state = State::waiting;
     std::uint64_t tokens = 0;
-    std::uint64_t granted = 0;   ///< tokens that there is room for
-    std::uint64_t turn_end = 0;  ///< tokens at which its turn is over
+    std::uint64_t granted = 0;        ///< tokens that there is room for
+    std::uint64_t turn_end = 0;       ///< tokens at which its turn is over
     std::list<Id>::iterator place{};  ///< in line
   };
 

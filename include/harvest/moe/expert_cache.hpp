@@ -60,8 +60,9 @@ struct ExpertCacheConfig {
   ModelDescription model;
   /// Of the consumer's memory for slots, of `ModelDescription::slot_bytes` each; at least two.
   std::uint64_t local_budget_bytes = 0;
-  /// Experts travel in pieces of at most this, so that peers and host can each carry a part of one.
-  std::uint64_t piece_bytes = 8ULL << 20;
+  /// On peers an expert lies in pieces of at most this, which several copies bring at once. 0: an eighth of
+  /// an expert, from 4 to 32 MiB; `config()` tells.
+  std::uint64_t piece_bytes = 0;
   /// Upper half of all keys; two caches on one PeerCache differ here.
   std::uint64_t key_space = 0x4578'7065'7274'0000;
 
@@ -141,6 +142,16 @@ struct ExpertCacheStats {
   std::uint64_t wasted_bytes = 0;   ///< prefetched, and evicted unused
   std::uint64_t rebalanced_bytes = 0;  ///< asked onto peers by the rebalancer
   std::uint64_t failed_arrivals = 0;   ///< experts whose bytes failed in flight; `confirm` told
+  /// Of the time in which experts that a step had asked for were on their way: in that the step's stream
+  /// stood still for them, and in that it computed (or had no work). The GPU's clock is not read and nothing
+  /// waits: an event tells that something has ended, not when. So both are what is certain as of the calls
+  /// that looked, and what a stream did between two of them while it came to a wait or went on is neither's,
+  /// but `unseen`: `exposed` is too low by at most that. Every call looks; `poll` is the cheapest, and who
+  /// calls it each 20 us while they wait for the router anyway knows these times to 20 us a wait. Steps on
+  /// several streams add up.
+  TimeNs exposed_stall_ns = 0;
+  TimeNs hidden_stall_ns = 0;
+  TimeNs unseen_stall_ns = 0;
   std::uint64_t slots = 0;
   std::uint64_t slots_used = 0;
   std::uint64_t experts_on_peers = 0;  ///< as last looked
@@ -219,8 +230,9 @@ class ExpertCache {
   /// The caller's own, instead of a named one.
   void set_predictor(std::unique_ptr<Predictor> predictor);
 
-  /// Begins prefetches that are due, and moves experts between peers and host. `begin_layer` and `end_layer`
-  /// do the former too; call this about once a token, beside `PeerCache::poll`. Bounded.
+  /// Begins prefetches that are due where steps pause, looks whether steps' streams stand still, and, at most
+  /// each 2 ms, moves experts between peers and host. `begin_layer` and `end_layer` do the former two; call
+  /// this at least once a token, beside `PeerCache::poll`, or while the host waits for the GPU. Bounded.
   void poll();
 
   // --- looking in --------------------------------------------------------------------------------

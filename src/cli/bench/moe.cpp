@@ -181,6 +181,9 @@ Result<Json> to_json(const Options& options, const MoeRun& run, const std::vecto
       if (figures.bound_tokens_per_s > 0) result["bound_tokens_per_s"] = figures.bound_tokens_per_s;
       result["bytes_moved"] = figures.bytes_moved;
       if (figures.strategy == "harvest" || figures.strategy == "host") {
+        result["stall"] = {{"exposed_ns", figures.stall.exposed_ns},
+                           {"hidden_ns", figures.stall.hidden_ns},
+                           {"unseen_ns", figures.stall.unseen_ns}};
         result["guesses"] = figures.cache.guesses;
         result["guesses_used"] = figures.cache.guesses_used;
         result["wasted_bytes"] = figures.cache.wasted_bytes;

@@ -28,7 +28,8 @@ PeerCacheConfig cache_config(const ServeRun& run, bool with_peers) {
   return config;
 }
 
-Result<kv::BlockCacheConfig> block_config(const ServeRun& run, bool with_peers, std::uint32_t pages, std::byte* memory) {
+Result<kv::BlockCacheConfig> block_config(const ServeRun& run, bool with_peers, std::uint32_t pages,
+                                          std::byte* memory) {
   const std::uint32_t layers = run.rank.model().layers;
   const std::vector<kv::KvLayer> kept(layers, run.rank.layer());
   const kv::KvTensor tensor{memory, pages * run.block_bytes()};

@@ -41,6 +41,13 @@ struct MoeRun {
   std::function<RoutingSource()> routing;
 };
 
+/// What `ExpertCacheStats` tells of the steps that count.
+struct StallFigures {
+  TimeNs exposed_ns = 0;
+  TimeNs hidden_ns = 0;
+  TimeNs unseen_ns = 0;
+};
+
 struct MoeFigures {
   std::string strategy;
   std::string absent{};  ///< why there are no figures
@@ -50,6 +57,7 @@ struct MoeFigures {
   double bound_tokens_per_s = 0;     ///< of a roofline with the same information; 0: not known
   std::uint64_t bytes_moved = 0;     ///< to the consumer
   moe::ExpertCacheStats cache{};     ///< of strategies with one
+  StallFigures stall{};
   OwnerFigures owners{};
 };
 

@@ -8,7 +8,7 @@
 
 /// The arithmetic of a transformer, for one token at a time and always in the same order: a token's result is
 /// the same to the last bit whatever is computed beside it.
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
 /// Sums have this many parts, which a compiler may compute side by side.
 inline constexpr std::size_t kLanes = 8;
@@ -36,4 +36,4 @@ void softmax(std::span<float> scores);
 void swiglu(const float* gate, const float* up, const float* down, std::span<const float> x,
             std::size_t intermediate, std::span<float> y);
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "moe_server/cpu_compute.hpp"
+#include "transformer/cpu_compute.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
-#include "moe_server/math.hpp"
+#include "transformer/math.hpp"
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 namespace {
 
 /// Every weight is read once and used for each row.
@@ -17,14 +17,8 @@ KernelWork matrices(std::uint64_t weights, std::uint64_t rows) {
 
 }  // namespace
 
-CpuCompute::CpuCompute(const Model& model, Kernels& kernels, std::uint32_t sequences, std::uint32_t positions)
-    : model_(model),
-      shape_(model.shape()),
-      kernels_(kernels),
-      sequences_(sequences),
-      positions_(positions),
-      keys_(std::size_t{shape_.layers} * sequences * positions * shape_.kv_size()),
-      values_(keys_.size()) {}
+CpuCompute::CpuCompute(const Model& model, Kernels& kernels, KvMemory& kv)
+    : model_(model), shape_(model.shape()), kernels_(kernels), kv_(kv) {}
 
 void CpuCompute::begin_step(std::span<const Row> rows) {
   kernels_.drop();
@@ -43,7 +37,7 @@ void CpuCompute::begin_step(std::span<const Row> rows) {
 Status CpuCompute::attend(std::uint32_t layer) {
   KernelWork work =
       matrices(2 * std::uint64_t{shape_.hidden} * (shape_.hidden + shape_.kv_size()), rows_.size());
-  work.bytes += cached_bytes();
+  work.bytes += seen_bytes();
   return kernels_.launch(work, [this, layer] {
     // A row sees those before it in the same step: all keys and values first.
     for (std::size_t row = 0; row < rows_.size(); ++row) project(layer, row);
@@ -108,12 +102,14 @@ void CpuCompute::project(std::uint32_t layer, std::size_t row) {
   const LayerWeights& weights = model_.layer(layer);
   const std::uint32_t position = rows_[row].position;
   const auto query = std::span(queries_).subspan(row * shape_.hidden, shape_.hidden);
-  const auto key = cached(keys_, layer, rows_[row], position);
-  const auto value = cached(values_, layer, rows_[row], position);
+  const std::span key(kv_.keys(layer, rows_[row].sequence, position).first, shape_.kv_size());
+  std::vector<float> value(shape_.kv_size());
   rms_norm(state(row), weights.attention_norm, normed(row));
   multiply(weights.query.data(), normed(row), query);
   multiply(weights.key.data(), normed(row), key);
   multiply(weights.value.data(), normed(row), value);
+  const KvRow kept = kv_.values(layer, rows_[row].sequence, position);
+  for (std::size_t i = 0; i < value.size(); ++i) kept[i] = value[i];
   const std::uint32_t size = shape_.head_size();
   for (std::uint32_t head = 0; head < shape_.heads; ++head)
     rotate(query.subspan(head * size, size), position);
@@ -125,18 +121,20 @@ void CpuCompute::attend_row(std::uint32_t layer, std::size_t row) {
   const std::uint32_t size = shape_.head_size();
   const std::uint32_t seen = rows_[row].position + 1;
   const float scale = 1 / std::sqrt(static_cast<float>(size));
+  std::vector<KvRow> keys(seen), values(seen);
+  for (std::uint32_t at = 0; at < seen; ++at) {
+    keys[at] = kv_.keys(layer, rows_[row].sequence, at);
+    values[at] = kv_.values(layer, rows_[row].sequence, at);
+  }
   std::vector<float> scores(seen);
   std::vector<float> attended(shape_.hidden);
   for (std::uint32_t head = 0; head < shape_.heads; ++head) {
     const std::uint32_t kv = head / (shape_.heads / shape_.kv_heads) * size;  // where the head's keys begin
     const float* query = queries_.data() + row * shape_.hidden + head * size;
-    for (std::uint32_t at = 0; at < seen; ++at)
-      scores[at] = dot(query, cached(keys_, layer, rows_[row], at).data() + kv, size) * scale;
+    for (std::uint32_t at = 0; at < seen; ++at) scores[at] = dot(query, keys[at].first + kv, size) * scale;
     softmax(scores);
-    for (std::uint32_t at = 0; at < seen; ++at) {
-      const float* value = cached(values_, layer, rows_[row], at).data() + kv;
-      for (std::uint32_t i = 0; i < size; ++i) attended[head * size + i] += scores[at] * value[i];
-    }
+    for (std::uint32_t at = 0; at < seen; ++at)
+      for (std::uint32_t i = 0; i < size; ++i) attended[head * size + i] += scores[at] * values[at][kv + i];
   }
   std::vector<float> output(shape_.hidden);
   multiply(model_.layer(layer).output.data(), attended, output);
@@ -159,12 +157,6 @@ void CpuCompute::route_row(std::uint32_t layer, std::size_t row) {
     choices_[row * shape_.top_k + rank] = {chosen[rank], scores[chosen[rank]] / sum};
 }
 
-std::span<float> CpuCompute::cached(std::vector<float>& cache, std::uint32_t layer, const Row& row,
-                                    std::uint32_t position) {
-  const std::size_t place = (std::size_t{layer} * sequences_ + row.sequence) * positions_ + position;
-  return std::span(cache).subspan(place * shape_.kv_size(), shape_.kv_size());
-}
-
 std::span<float> CpuCompute::state(std::size_t row) {
   return std::span(states_).subspan(row * shape_.hidden, shape_.hidden);
 }
@@ -178,10 +170,10 @@ std::span<float> CpuCompute::result(std::size_t row, std::size_t rank) {
 }
 
 /// Keys and values that the step's rows see.
-std::uint64_t CpuCompute::cached_bytes() const {
+std::uint64_t CpuCompute::seen_bytes() const {
   std::uint64_t positions = 0;
   for (const Row& row : rows_) positions += row.position + 1;
   return 2 * positions * shape_.kv_size() * sizeof(float);
 }
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "moe_server/owners.hpp"
+#include "transformer/owners.hpp"
 
 #include <algorithm>
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 namespace {
 
 constexpr TimeNs kLongestDeadlineNs = 300'000;
@@ -73,4 +73,4 @@ void BurstyOwners::schedule(Owner& owner) {
       backend_.now_ns() + static_cast<TimeNs>(random_.exponential() * static_cast<double>(period_ns_));
 }
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

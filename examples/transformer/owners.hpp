@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "moe_server/random.hpp"
+#include "transformer/random.hpp"
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
 struct OwnerStats {
   std::uint64_t reclaims = 0;
@@ -52,4 +52,4 @@ class BurstyOwners {
   OwnerStats stats_;
 };
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

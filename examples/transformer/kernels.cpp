@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "moe_server/kernels.hpp"
+#include "transformer/kernels.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <utility>
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 namespace {
 
 // Of a large GPU of the Hopper generation: round figures, estimates. A kernel of few tokens is bound by
@@ -78,4 +78,4 @@ void Kernels::drop() {
   launched_.clear();
 }
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

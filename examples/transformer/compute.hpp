@@ -10,7 +10,7 @@
 
 /// What computes. A server on GPUs implements this with kernels on the stream that its experts are ordered
 /// in: every call gives work to that stream and returns, but for the two that say that they wait.
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
 /// One token of a step.
 struct Row {
@@ -36,8 +36,8 @@ class Compute {
   Compute& operator=(const Compute&) = delete;
   virtual ~Compute() = default;
 
-  /// Forgets what is left of the step before. Rows of one sequence have positions that follow each other,
-  /// behind those that were computed before.
+  /// Forgets what is left of the step before. Rows of one sequence have rising positions, and what is before
+  /// each was computed before or is in the step.
   virtual void begin_step(std::span<const Row> rows) = 0;
 
   /// Adds attention's result to each row; keeps keys and values.
@@ -57,4 +57,4 @@ class Compute {
   virtual Result<std::span<const float>> logits(std::span<const std::uint32_t> rows) = 0;
 };
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

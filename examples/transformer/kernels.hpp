@@ -9,9 +9,9 @@
 #include <deque>
 #include <functional>
 
-#include "moe_server/random.hpp"
+#include "transformer/random.hpp"
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
 /// What a kernel does, for the time that it takes on the simulated GPU.
 struct KernelWork {
@@ -63,4 +63,4 @@ class Kernels {
   std::deque<Kernel> launched_;
 };
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

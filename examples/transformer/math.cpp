@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "moe_server/math.hpp"
+#include "transformer/math.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
 float dot(const float* a, const float* b, std::size_t count) {
   std::array<float, kLanes> sums{};
@@ -73,4 +73,4 @@ void swiglu(const float* gate, const float* up, const float* down, std::span<con
   multiply(down, middle, y);
 }
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

@@ -6,18 +6,19 @@
 #include <span>
 #include <vector>
 
-#include "moe_server/compute.hpp"
-#include "moe_server/kernels.hpp"
-#include "moe_server/model.hpp"
+#include "transformer/compute.hpp"
+#include "transformer/kernels.hpp"
+#include "transformer/kv_memory.hpp"
+#include "transformer/model.hpp"
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
-/// Computes on the CPU, in the time of the simulated GPU whose stream `kernels` has. What is not an expert
-/// lies in plain memory.
+/// Computes on the CPU, in the time of the simulated GPU whose stream `kernels` has. Weights that are not an
+/// expert's lie in plain memory.
 class CpuCompute : public Compute {
  public:
-  /// Has room for `sequences` sequences of `positions` tokens.
-  CpuCompute(const Model& model, Kernels& kernels, std::uint32_t sequences, std::uint32_t positions);
+  /// All three outlive it.
+  CpuCompute(const Model& model, Kernels& kernels, KvMemory& kv);
 
   void begin_step(std::span<const Row> rows) override;
   Status attend(std::uint32_t layer) override;
@@ -34,20 +35,15 @@ class CpuCompute : public Compute {
   void project(std::uint32_t layer, std::size_t row);
   void attend_row(std::uint32_t layer, std::size_t row);
   void route_row(std::uint32_t layer, std::size_t row);
-  /// Keys or values of all heads at one position of a sequence.
-  std::span<float> cached(std::vector<float>& cache, std::uint32_t layer, const Row& row,
-                          std::uint32_t position);
   std::span<float> state(std::size_t row);
   std::span<float> normed(std::size_t row);
   std::span<float> result(std::size_t row, std::size_t rank);
-  [[nodiscard]] std::uint64_t cached_bytes() const;
+  [[nodiscard]] std::uint64_t seen_bytes() const;
 
   const Model& model_;
   const Shape& shape_;
   Kernels& kernels_;
-  std::uint32_t sequences_;
-  std::uint32_t positions_;
-  std::vector<float> keys_, values_;  // by layer, sequence, position
+  KvMemory& kv_;
 
   std::vector<Row> rows_;
   std::vector<float> states_, normed_, queries_;  // by row
@@ -56,4 +52,4 @@ class CpuCompute : public Compute {
   std::vector<float> logits_;
 };
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
 /// The same numbers on every machine, which the standard library's distributions do not promise (splitmix64).
 class Random {
@@ -37,4 +37,4 @@ class Random {
   return random.next();
 }
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

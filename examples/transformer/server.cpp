@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "moe_server/server.hpp"
+#include "transformer/server.hpp"
 
 #include <fmt/format.h>
 
@@ -7,29 +7,37 @@
 #include <cmath>
 #include <utility>
 
-#include "moe_server/math.hpp"
-#include "moe_server/random.hpp"
+#include "transformer/math.hpp"
+#include "transformer/random.hpp"
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 namespace {
 
 constexpr int kMostAttempts = 200;  // of one step: only a machine on which nothing works needs as many
 
 }  // namespace
 
-std::uint32_t Server::Sequence::length() const {
-  return static_cast<std::uint32_t>(request.prompt.size() + answer.tokens.size());
+std::uint32_t Server::Sequence::to_compute() const {
+  return static_cast<std::uint32_t>(missing.size() + tokens.size()) - computed;
 }
 
-std::uint32_t Server::Sequence::token(std::uint32_t position) const {
-  const auto prompt = static_cast<std::uint32_t>(request.prompt.size());
-  return position < prompt ? request.prompt[position] : answer.tokens[position - prompt];
+std::uint32_t Server::Sequence::next(std::uint32_t i) const {
+  const auto holes = static_cast<std::uint32_t>(missing.size());
+  return i < holes ? missing[i] : computed + i - holes;
 }
 
-Server::Server(const Model& model, Compute& compute, Experts& experts, ServerLimits limits, Sampling sampling)
+void Server::Sequence::advance() {
+  const auto filled = std::min<std::size_t>(planned, missing.size());
+  missing.erase(missing.begin(), missing.begin() + static_cast<std::ptrdiff_t>(filled));
+  computed += planned - static_cast<std::uint32_t>(filled);
+}
+
+Server::Server(const Model& model, Compute& compute, Experts& experts, KvMemory& kv, ServerLimits limits,
+               Sampling sampling)
     : model_(model),
       compute_(compute),
       experts_(experts),
+      kv_(kv),
       limits_(limits),
       sampling_(sampling),
       places_(limits.sequences) {}
@@ -39,20 +47,38 @@ bool Server::idle() const {
 }
 
 Status Server::step() {
-  admit();
+  if (Status admitted = admit(); !admitted) return admitted;
   plan();
   if (rows_.empty()) return {};
   return compute_step();
 }
 
-void Server::admit() {
-  for (auto& place : places_) {
-    if (place || queue_.empty()) continue;
-    place.emplace();
-    place->request = std::move(queue_.front());
-    place->answer.id = place->request.id;
-    queue_.pop_front();
+/// In the order of the queue: who needs much room is not passed by who needs less.
+Status Server::admit() {
+  for (std::uint32_t place = 0; place < places_.size() && !queue_.empty(); ++place) {
+    if (places_[place]) continue;
+    bool entered = false;
+    if (Status done = enter(place, entered); !done) return done;
+    if (!entered) return {};
   }
+  return {};
+}
+
+Status Server::enter(std::uint32_t place, bool& entered) {
+  Request& request = queue_.front();
+  const auto prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
+  const auto known = kv_.enter(place, request.prompt, prompt_tokens + request.new_tokens);
+  if (!known) return tl::unexpected(known.error());
+  entered = known->has_value();
+  if (!entered) return {};
+  places_[place] = Sequence{.answer = {.id = request.id, .tokens = {}, .logits = {}},
+                            .tokens = std::move(request.prompt),
+                            .prompt_tokens = prompt_tokens,
+                            .new_tokens = request.new_tokens,
+                            .computed = **known,
+                            .missing = {}};
+  queue_.pop_front();
+  return {};
 }
 
 /// Decoding sequences first: a long prompt does not hold them up, it takes more steps.
@@ -65,12 +91,12 @@ void Server::plan() {
       auto& sequence = places_[place];
       if (!sequence || sequence->decodes() != (phase == moe::Phase::decode)) continue;
       const auto room = limits_.tokens_per_step - static_cast<std::uint32_t>(rows_.size());
-      sequence->planned = std::min(sequence->length() - sequence->computed, room);
+      sequence->planned = std::min(sequence->to_compute(), room);
       for (std::uint32_t i = 0; i < sequence->planned; ++i) {
-        const std::uint32_t position = sequence->computed + i;
-        rows_.push_back({place, position, sequence->token(position), phase});
+        const std::uint32_t position = sequence->next(i);
+        rows_.push_back({place, position, sequence->tokens[position], phase});
       }
-      if (sequence->planned == 0 || sequence->computed + sequence->planned < sequence->length()) continue;
+      if (sequence->planned == 0 || sequence->planned < sequence->to_compute()) continue;
       ends_.push_back(static_cast<std::uint32_t>(rows_.size() - 1));
       end_of_.push_back(place);
     }
@@ -81,10 +107,7 @@ Status Server::compute_step() {
   for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
     const auto logits = forward();
     const Status confirmed = experts_.confirm();
-    if (logits && confirmed) {
-      take_over(*logits);
-      return {};
-    }
+    if (logits && confirmed) return take_over(*logits);
     ++stats_.redone;
     if (logits) ++stats_.unconfirmed;
     wrong = confirmed ? tl::unexpected(logits.error()) : confirmed;
@@ -96,6 +119,7 @@ Status Server::compute_step() {
 Result<std::span<const float>> Server::forward() {
   compute_.begin_step(rows_);
   for (std::uint32_t layer = 0; layer < model_.shape().layers; ++layer) {
+    if (Status there = kv_.order_behind(layer, rows_); !there) return tl::unexpected(there.error());
     if (Status given = compute_.attend(layer); !given) return tl::unexpected(given.error());
     const auto choices = compute_.route(layer);
     if (!choices) return tl::unexpected(choices.error());
@@ -125,27 +149,49 @@ Status Server::run_experts(std::uint32_t layer, std::span<const Choice> choices)
   return {};
 }
 
-void Server::take_over(std::span<const float> logits) {
+Status Server::take_over(std::span<const float> logits) {
   ++stats_.steps;
   const auto decodes = [](const Row& row) { return row.phase == moe::Phase::decode; };
   const auto decoding = static_cast<std::uint64_t>(std::ranges::count_if(rows_, decodes));
   stats_.prompt_tokens += rows_.size() - decoding;
   if (decoding > 0 && decoding < rows_.size()) ++stats_.mixed_steps;
-  for (auto& place : places_)
-    if (place) place->computed += std::exchange(place->planned, 0);
+  note_missing();
 
-  const std::uint32_t vocabulary = model_.shape().vocabulary;
-  for (std::size_t i = 0; i < end_of_.size(); ++i) {
-    auto& place = places_[end_of_[i]];
-    const auto scores = logits.subspan(i * vocabulary, vocabulary);
-    const std::uint32_t token = choose(*place, scores);
-    place->answer.tokens.push_back(token);
-    place->answer.logits.insert(place->answer.logits.end(), scores.begin(), scores.end());
-    ++stats_.new_tokens;
-    if (place->answer.tokens.size() < place->request.new_tokens) continue;
-    answers_.push_back(std::move(place->answer));
-    place.reset();
+  for (std::uint32_t place = 0; place < places_.size(); ++place) {
+    auto& sequence = places_[place];
+    if (!sequence || sequence->planned == 0) continue;
+    sequence->advance();
+    const std::uint32_t whole = sequence->missing.empty() ? sequence->computed : sequence->missing.front();
+    if (Status kept = kv_.keep(place, std::span(sequence->tokens).first(whole)); !kept) return kept;
   }
+  const std::uint32_t vocabulary = model_.shape().vocabulary;
+  for (std::size_t i = 0; i < end_of_.size(); ++i)
+    if (std::exchange(places_[end_of_[i]]->planned, 0) != 0)
+      add_token(end_of_[i], logits.subspan(i * vocabulary, vocabulary));
+  return {};
+}
+
+/// A sequence that saw what was not there has not got anywhere in this step.
+void Server::note_missing() {
+  for (const KvRange& range : kv_.confirm(rows_)) {
+    Sequence& sequence = *places_[range.sequence];
+    sequence.planned = 0;
+    for (std::uint32_t i = 0; i < range.count; ++i) sequence.missing.push_back(range.first + i);
+    stats_.missing_tokens += range.count;
+  }
+}
+
+void Server::add_token(std::uint32_t place, std::span<const float> scores) {
+  Sequence& sequence = *places_[place];
+  const std::uint32_t token = choose(sequence, scores);
+  sequence.tokens.push_back(token);
+  sequence.answer.tokens.push_back(token);
+  sequence.answer.logits.insert(sequence.answer.logits.end(), scores.begin(), scores.end());
+  ++stats_.new_tokens;
+  if (sequence.answer.tokens.size() < sequence.new_tokens) return;
+  answers_.push_back(std::move(sequence.answer));
+  places_[place].reset();
+  kv_.leave(place);
 }
 
 /// Depends on the request and the position alone, not on who is served beside it.
@@ -154,11 +200,11 @@ std::uint32_t Server::choose(const Sequence& sequence, std::span<const float> sc
   std::vector<float> shares(scores.begin(), scores.end());
   for (float& share : shares) share /= static_cast<float>(sampling_.temperature);
   softmax(shares);
-  Random random(seed_of(seed_of(sampling_.seed, sequence.request.id), sequence.length()));
+  Random random(seed_of(seed_of(sampling_.seed, sequence.answer.id), sequence.tokens.size()));
   auto left = static_cast<float>(random.uniform());
   for (std::uint32_t token = 0; token + 1 < shares.size(); ++token)
     if ((left -= shares[token]) < 0) return token;
   return static_cast<std::uint32_t>(shares.size() - 1);
 }
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

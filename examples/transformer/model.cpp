@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "moe_server/model.hpp"
+#include "transformer/model.hpp"
 
 #include <fmt/format.h>
 
 #include <cmath>
 #include <span>
 
-#include "moe_server/math.hpp"
-#include "moe_server/random.hpp"
+#include "transformer/math.hpp"
+#include "transformer/random.hpp"
 
-namespace harvest::moe_server {
+namespace harvest::transformer {
 namespace {
 
 /// Evenly from -deviation * sqrt(3) to its opposite.
@@ -108,4 +108,4 @@ const std::byte* Model::expert(std::uint32_t layer, std::uint32_t expert) const 
   return reinterpret_cast<const std::byte*>(experts_.data()) + number * expert_bytes();
 }
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer

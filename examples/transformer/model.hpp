@@ -9,7 +9,7 @@
 #include <vector>
 
 /// A mixture-of-experts transformer that nobody trained: its arithmetic is real, its weights are drawn.
-namespace harvest::moe_server {
+namespace harvest::transformer {
 
 /// All in float32. Attention has rotary positions, and `kv_heads` that are shared by `heads`.
 struct Shape {
@@ -64,4 +64,4 @@ class Model {
   std::vector<float> experts_;
 };
 
-}  // namespace harvest::moe_server
+}  // namespace harvest::transformer
