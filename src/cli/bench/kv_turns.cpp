@@ -18,11 +18,13 @@ namespace {
 
 constexpr const char* kTeaching =
     "More sequences come than the GPU has room for, in virtual time:\n"
-    "  run_to_completion  who is on the GPU stays until it is done; only where answers outgrow the room does\n"
+    "  run_to_completion  who is on the GPU stays until it is done; only where answers outgrow the room "
+    "does\n"
     "                     the last that came leave, and is computed anew\n"
     "  turns_over_host    turns of --turn-tokens tokens; what leaves waits in host memory\n"
     "  turns_over_peer    the same; it waits on peers\n"
-    "Turns are kv::Turns, blocks leave and come back through a BlockCache, and what does not fill a block is\n"
+    "Turns are kv::Turns, blocks leave and come back through a BlockCache, and what does not fill a block "
+    "is\n"
     "computed anew. The order of requests is the same in all.\n"
     "\n"
     "Example:\n"
