@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what `harvest bench link`, `owner` and `reclaim` answer with `--json`.
+"""Draws what `harvest bench link`, `owner` and `reclaim`, and `harvest policy`, answer with `--json`.
 
     harvest bench link --system dgx-h100 --json > link.json
     python3 benchmarks/plot.py link.json
 
-Each FILE.json becomes FILE.png: bandwidth against size, harvested memory against harm, or reclaim time against
-bytes. Needs matplotlib (python3-matplotlib on Debian and Ubuntu).
+Each FILE.json becomes FILE.png: bandwidth against size, harvested memory against harm, reclaim time against
+bytes, or hit ratio against capacity. Needs matplotlib (python3-matplotlib on Debian and Ubuntu).
 """
 
 import argparse
@@ -42,8 +42,8 @@ def read(path):
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
     if not isinstance(result, dict) or result.get("benchmark") not in DRAWERS:
-        raise BadInput(f"{path}: not the JSON of harvest bench {' or '.join(sorted(DRAWERS))}")
-    if not result.get("rows"):
+        raise BadInput(f"{path}: not the JSON of harvest {COMMANDS}")
+    if not result.get("results" if result["benchmark"] == "policy" else "rows"):
         raise BadInput(f"{path}: no rows to draw")
     return result
 
@@ -158,7 +158,26 @@ def draw_owner(result, axes):
     axes.set_title(title_of(result, f"What harvesting does to owners, {hours:g} owner-hours, by reserve"))
 
 
-DRAWERS = {"link": draw_link, "owner": draw_owner, "reclaim": draw_reclaim}
+def draw_policy(result, axes):
+    lines = {}
+    for row in result["results"]:
+        lines.setdefault(row["policy"], []).append(row)
+    for index, (policy, rows) in enumerate(lines.items()):
+        rows.sort(key=lambda row: row["capacity_blocks"])
+        capacities = [row["capacity_blocks"] for row in rows]
+        for key, style, name in (("hit_ratio", "-", policy), ("usable_hit_ratio", "--", f"{policy}, usable")):
+            ratios = [row[key] for row in rows]
+            axes.plot(capacities, ratios, style, marker=".", linewidth=1, color=f"C{index}", label=name)
+    axes.set_xscale("log")
+    axes.grid(True, which="major", alpha=0.3)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("blocks that fit")
+    axes.set_ylabel("hits, share of accesses (usable: and all blocks before it in its request)")
+    axes.set_title(f"Eviction policies\n{pathlib.PurePath(result['trace']).name}")
+
+
+DRAWERS = {"link": draw_link, "owner": draw_owner, "policy": draw_policy, "reclaim": draw_reclaim}
+COMMANDS = "bench link, bench owner, bench reclaim or policy"
 
 
 def draw(result, path):

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -84,7 +85,7 @@ struct PeerCacheConfig {
   std::uint64_t segment_min_bytes = 32ULL << 20;  ///< segments, the units of give-back, are this large
   std::uint64_t segment_max_bytes = 64ULL << 20;  ///< up to this; a larger object gets one of its own
   std::uint64_t host_chunk_bytes = 256ULL << 20;  ///< pinned memory grows by this; at most 1 GiB
-  std::uint32_t max_objects = 1U << 18;           ///< 192 bytes each, touched as they are used
+  std::uint32_t max_objects = 1U << 18;           ///< 384 bytes each, touched as they are used
 
   TierPolicy local_policy{};
   TierPolicy peer_policy{};
@@ -112,6 +113,9 @@ struct PutOptions {
   bool evictable = false;            ///< may be dropped for room; then a read says miss
   std::uint32_t tenant = 0;          ///< 0: none. Memory that held a tenant's bytes is wiped before reuse
   double recompute_cost_ns = 0;      ///< what losing it costs the caller; guides eviction and revocation
+  /// What the object is of no use without, as a KV block without the block before it; it need not be in the
+  /// cache. Eviction policies that know of prefixes (`prefix_lru` and the like) keep it while they keep this.
+  std::optional<Key> parent{};
 };
 
 /// One object of a batch. The caller fills the first part, `fetch` the second.

@@ -4,6 +4,7 @@
 #include <harvest/status.hpp>
 #include <harvest/types.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -23,6 +24,8 @@ namespace harvest {
 struct ObjectFacts {
   std::uint64_t bytes = 1;
   double reload_cost_ns = 1;  ///< what a miss costs: the time to get it back; at least 0, may be infinite
+  /// What it is of no use without: the block before it in a chain of KV blocks. It need not be resident.
+  std::optional<Key> parent{};
 };
 
 /// Ranks the residents of one tier and names the one to evict.
@@ -141,12 +144,30 @@ struct PlacementWeights {
 [[nodiscard]] Result<std::unique_ptr<PlacementPolicy>> make_placement_policy(
     std::string_view name, const PlacementWeights& weights = {});
 
+/// Makes `base` keep to the order of prefixes, under the name "prefix_" and its own: what has resident
+/// children (objects that were inserted with it as `parent`) goes only if nothing else may, and so does the
+/// parent of the object that room is made for. Nothing more: `base` ranks as before, and a parent that is not
+/// there, or a cycle of parents, holds up nobody. An `evict` passes over at most `most_passed` residents for
+/// their children's sake and then takes the next, so that long chains which are read often cannot make it
+/// slow; no limit keeps the order strictly. Policies by name have the default, which
+/// docs/benchmarks/policies.md explains. Cost: a look-up for each call, and for each resident that is passed;
+/// memory for the residents that have a parent, and for those parents.
+[[nodiscard]] std::unique_ptr<EvictionPolicy> make_prefix_aware(std::unique_ptr<EvictionPolicy> base,
+                                                                std::size_t most_passed = 16);
+
 /// What a policy did on a recorded sequence of accesses, each object one unit of room.
 struct PolicyRun {
   std::uint64_t accesses = 0;
   std::uint64_t hits = 0;
-  [[nodiscard]] double hit_ratio() const {
-    return accesses == 0 ? 0.0 : static_cast<double>(hits) / static_cast<double>(accesses);
+  /// Of those, hits at which all accesses before them in their request hit too: a KV block is of use only
+  /// behind its whole prefix. Equal to `hits` where nobody says what the requests are.
+  std::uint64_t usable_hits = 0;
+  [[nodiscard]] double hit_ratio() const { return share_of_accesses(hits); }
+  [[nodiscard]] double usable_hit_ratio() const { return share_of_accesses(usable_hits); }
+
+ private:
+  [[nodiscard]] double share_of_accesses(std::uint64_t count) const {
+    return accesses == 0 ? 0.0 : static_cast<double>(count) / static_cast<double>(accesses);
   }
 };
 
@@ -155,5 +176,13 @@ struct PolicyRun {
 /// bypasses. Cost: 0.1 to 0.8 us an access. Errors: not_found, invalid_argument (capacity 0).
 [[nodiscard]] Result<PolicyRun> simulate_policy(std::string_view name, std::span<const Key> accesses,
                                                 std::uint64_t capacity_objects);
+
+/// The same at each of `capacities_objects`, in their order. `request_lengths` says how many accesses each
+/// request made, in order, each of which needs all before it; empty: every access is a request of its own.
+/// Cost: one pass for `lru` and `belady`, whatever the number of capacities; one for each with the others.
+/// Errors: as `simulate_policy`; invalid_argument also where the requests do not add up to the accesses.
+[[nodiscard]] Result<std::vector<PolicyRun>> simulate_policy_curve(
+    std::string_view name, std::span<const Key> accesses, std::span<const std::uint64_t> capacities_objects,
+    std::span<const std::uint64_t> request_lengths = {});
 
 }  // namespace harvest

@@ -31,12 +31,40 @@ constexpr std::array kUnits{
     Unit{"TB", 1'000'000'000'000},
 };
 constexpr std::uint64_t kMostBytes = 1ULL << 50;
+constexpr std::size_t kMostCounts = 10'000;  ///< in one list
 
 std::string_view trim(std::string_view text) {
   constexpr std::string_view kSpace = " \t";
   const auto begin = text.find_first_not_of(kSpace);
   if (begin == std::string_view::npos) return {};
   return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
+}
+
+/// Appends the numbers of "FROM..TO+STEP" or "FROM..TOxFACTOR", of which `dots` is the place of the dots.
+Status append_range(std::string_view text, std::size_t dots, std::uint64_t least, std::uint64_t most,
+                    std::vector<std::uint64_t>& counts) {
+  const std::string_view rest = text.substr(dots + 2);
+  const std::size_t sign = rest.find_first_of("+x");
+  if (sign == std::string_view::npos)
+    return fail(
+        ErrorCode::invalid_argument,
+        fmt::format("'{}' does not say how it goes on: write FROM..TO+STEP or FROM..TOxFACTOR", text));
+  const bool by_factor = rest[sign] == 'x';
+  const auto from = parse_count(text.substr(0, dots), least, most);
+  if (!from) return tl::unexpected(from.error());
+  const auto to = parse_count(rest.substr(0, sign), *from, most);
+  if (!to) return tl::unexpected(to.error());
+  const auto step = parse_count(rest.substr(sign + 1), by_factor ? 2 : 1, most);
+  if (!step) return tl::unexpected(step.error());
+  if (by_factor && *from == 0)
+    return fail(ErrorCode::invalid_argument, fmt::format("'{}' never leaves 0", text));
+  for (std::uint64_t count = *from; counts.size() <= kMostCounts;) {
+    counts.push_back(count);
+    const bool passes = by_factor ? count > *to / *step : *to - count < *step;
+    if (passes) break;
+    count = by_factor ? count * *step : count + *step;
+  }
+  return {};
 }
 
 /// What `parse` says of what was typed after `name`; CLI11 hears of errors by its own exception.
@@ -91,6 +119,25 @@ Result<std::uint64_t> parse_count(std::string_view text, std::uint64_t least, st
   return fail(ErrorCode::invalid_argument, fmt::format("'{}' is not a whole number {}", text, limit));
 }
 
+Result<std::vector<std::uint64_t>> parse_counts(std::string_view text, std::uint64_t least,
+                                                std::uint64_t most) {
+  std::vector<std::uint64_t> counts;
+  for (const std::string& part : split_list(text)) {
+    if (const std::size_t dots = part.find(".."); dots != std::string::npos) {
+      if (Status status = append_range(part, dots, least, most, counts); !status)
+        return tl::unexpected(status.error());
+    } else {
+      const auto count = parse_count(part, least, most);
+      if (!count) return tl::unexpected(count.error());
+      counts.push_back(*count);
+    }
+    if (counts.size() > kMostCounts)
+      return fail(ErrorCode::invalid_argument, fmt::format("the list has more than {} numbers", kMostCounts));
+  }
+  if (counts.empty()) return fail(ErrorCode::invalid_argument, "the list is empty");
+  return counts;
+}
+
 std::vector<std::string> split_list(std::string_view text) {
   std::vector<std::string> parts;
   if (text.empty()) return parts;
@@ -132,19 +179,23 @@ CLI::Option* add_count(CLI::App& app, const std::string& name, std::uint64_t& ta
 
 CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<std::uint64_t>& target,
                         CountRange range, const std::string& description) {
-  const auto parse = [range](std::string_view text) -> Result<std::vector<std::uint64_t>> {
-    std::vector<std::uint64_t> counts;
-    for (const std::string& part : split_list(text)) {
-      const auto count = parse_count(part, range.least, range.most);
-      if (!count) return tl::unexpected(count.error());
-      counts.push_back(*count);
-    }
-    if (counts.empty()) return fail(ErrorCode::invalid_argument, "the list is empty");
-    return counts;
-  };
-  return add_parsed(app, name, target, description, parse)
+  return add_parsed(app, name, target, description,
+                    [range](std::string_view text) { return parse_counts(text, range.least, range.most); })
       ->type_name("N,N,...")
       ->default_str(fmt::format("{}", fmt::join(target, ",")));
+}
+
+CLI::Option* add_names(CLI::App& app, const std::string& name, std::vector<std::string>& target,
+                       const std::string& description) {
+  return app
+      .add_option_function<std::string>(
+          name,
+          [name, &target](const std::string& text) {
+            target = split_list(text);
+            if (target.empty()) throw CLI::ValidationError(name, "the list is empty");
+          },
+          description)
+      ->type_name("NAME,NAME,...");
 }
 
 Result<Machine> read_system_with_peer(const std::string& name) {

@@ -21,6 +21,12 @@ namespace harvest::cli {
 [[nodiscard]] Result<std::uint64_t> parse_count(std::string_view text, std::uint64_t least,
                                                 std::uint64_t most);
 
+/// Whole numbers in [`least`, `most`] between commas, and ranges of them: "1000..5000+1000" goes by steps,
+/// "1000..64000x2" by a factor; the last is the last that does not pass the end. At most 10,000 numbers.
+/// Errors: invalid_argument.
+[[nodiscard]] Result<std::vector<std::uint64_t>> parse_counts(std::string_view text, std::uint64_t least,
+                                                              std::uint64_t most);
+
 /// The parts between commas, without spaces around them; nothing for an empty text.
 [[nodiscard]] std::vector<std::string> split_list(std::string_view text);
 
@@ -39,7 +45,11 @@ struct CountRange {
 CLI::Option* add_count(CLI::App& app, const std::string& name, std::uint64_t& target, CountRange range,
                        const std::string& description);
 CLI::Option* add_counts(CLI::App& app, const std::string& name, std::vector<std::uint64_t>& target,
-                        CountRange range, const std::string& description);
+                        CountRange range, const std::string& description);  ///< see `parse_counts`
+
+/// "NAME,NAME": at least one.
+CLI::Option* add_names(CLI::App& app, const std::string& name, std::vector<std::string>& target,
+                       const std::string& description);
 
 /// The machine that `--system` names, for what needs a consumer and a peer. Errors: as `load_machine`;
 /// invalid_argument (one GPU).

@@ -8,16 +8,16 @@
 namespace harvest::cli {
 namespace {
 
-// Bytes a token = layers x 2 (K, V) x KV heads x head size x 2 (bf16), by the models' published
-// configurations; with latent attention (MLA) layers x (latent + rotary) x 2.
+// By the models' published configurations. Latent attention (MLA) keeps one latent of 512 and the rotary 64.
+constexpr kv::KvLayer kEightHeads{.heads = 8, .head_size = 128};
 constexpr std::array kModels{
-    Model{"llama-3-8b", 131'072, "32 layers x 2 x 8 heads x 128 x 2 B"},
-    Model{"llama-3-70b", 327'680, "80 layers x 2 x 8 heads x 128 x 2 B"},
-    Model{"mistral-7b", 131'072, "32 layers x 2 x 8 heads x 128 x 2 B"},
-    Model{"qwen3-32b", 262'144, "64 layers x 2 x 8 heads x 128 x 2 B"},
-    Model{"qwen3-30b-a3b", 98'304, "48 layers x 2 x 4 heads x 128 x 2 B"},
-    Model{"deepseek-v3", 70'272, "61 layers x (512 + 64) x 2 B"},
-    Model{"mistral-large-2", 360'448, "88 layers x 2 x 8 heads x 128 x 2 B"},
+    Model{"llama-3-8b", 32, kEightHeads},
+    Model{"llama-3-70b", 80, kEightHeads},
+    Model{"mistral-7b", 32, kEightHeads},
+    Model{"qwen3-32b", 64, kEightHeads},
+    Model{"qwen3-30b-a3b", 48, {.heads = 4, .head_size = 128}},
+    Model{"deepseek-v3", 61, {.heads = 1, .head_size = 512 + 64, .parts = 1}},
+    Model{"mistral-large-2", 88, kEightHeads},
 };
 
 }  // namespace

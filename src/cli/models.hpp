@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <harvest/kv/layout.hpp>
 #include <harvest/status.hpp>
 
 #include <cstdint>
@@ -13,8 +14,10 @@ namespace harvest::cli {
 /// A language model, as far as its KV cache matters.
 struct Model {
   std::string_view name;
-  std::uint64_t kv_bytes_per_token = 0;  ///< K and V of all layers, bf16
-  std::string_view shape;                ///< where that figure comes from
+  std::uint32_t layers = 0;
+  kv::KvLayer layer;  ///< all are alike; bf16
+
+  [[nodiscard]] std::uint64_t kv_bytes_per_token() const { return layers * layer.bytes_per_token(); }
 };
 
 [[nodiscard]] std::span<const Model> known_models();

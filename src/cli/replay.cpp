@@ -126,7 +126,7 @@ Result<Workload> read_workload(const Options& options) {
   Workload workload;
   workload.trace = std::move(*trace);
   workload.machine = std::move(*machine);
-  workload.block_bytes = kMooncakeBlockTokens * model->kv_bytes_per_token;
+  workload.block_bytes = kMooncakeBlockTokens * model->kv_bytes_per_token();
   workload.local_bytes = options.local_bytes;
   workload.peer_bytes = options.peer_bytes;
   workload.host_bytes = options.host_bytes;
@@ -204,6 +204,11 @@ Json to_json(const RunFigures& run) {
   json["evicted"] = run.cache.objects_evicted;
   json["lost"] = engine.lost;
   json["wrong_bytes"] = engine.wrong_bytes;
+  json["shadow"] = Json::object();
+  for (const Tier tier : {Tier::peer, Tier::host})
+    for (const ShadowPoint& point : by_tier(run.cache.shadow, tier))
+      json["shadow"][std::string(to_string(tier))].push_back(
+          {{"capacity_bytes", point.capacity_bytes}, {"hit_ratio", point.hit_ratio}});
   json["simulated_ns"] = run.duration_ns;
   return json;
 }
@@ -283,11 +288,29 @@ void print_runs(const Comparison& comparison) {
   if (a.peers.empty()) fmt::print("No peer can be read faster than host memory here, so none was used.\n");
 }
 
+/// What the run with peers learnt of other sizes; nothing if it learnt nothing.
+void print_shadow(const CacheStats& stats) {
+  Table table({"tier", "of", "would hit"});
+  bool any = false;
+  for (const Tier tier : {Tier::peer, Tier::host})
+    for (const ShadowPoint& point : stats.shadow[static_cast<std::size_t>(tier)]) {
+      table.add({std::string(to_string(tier)), format_bytes(point.capacity_bytes),
+                 fmt::format("{:.3f}", point.hit_ratio)});
+      any = true;
+    }
+  if (!any) return;
+  fmt::print(
+      "What other sizes would give, of the reads that reach the tier, if it were LRU and let everything in\n"
+      "(an estimate, as CacheStats::shadow has it; the second line of each is the size at the end):\n\n{}\n",
+      table.text());
+}
+
 void print(const Options& options, const Workload& workload, const Comparison& comparison) {
   fmt::print("Replay on {} (simulated): {} requests, {} with blocks of {}, {} owners\n\n",
              workload.machine.name, format_count(workload.trace.requests.size()), options.model,
              format_bytes(workload.block_bytes), options.owner_activity);
   print_runs(comparison);
+  print_shadow(comparison.with_peers.cache);
   const Ceiling& ceiling = comparison.ceiling;
   const auto baseline = static_cast<double>(summarize(comparison.baseline.engine.reload_ns).total_ns);
   const auto with_peers = static_cast<double>(summarize(comparison.with_peers.engine.reload_ns).total_ns);

@@ -140,6 +140,8 @@ Status Cache::make_policies() {
     eviction_[t] = std::move(*eviction);
     admission_[t] = std::move(*admission);
   }
+  for (const Tier tier : {Tier::peer, Tier::host})
+    if (has_tier(tier)) shadow(tier).emplace(capacity[static_cast<std::size_t>(tier)]);
   auto placement = make_placement_policy(name_or(config_.placement, placement_policy_names().front()),
                                          config_.placement_weights);
   if (!placement) return tl::unexpected(placement.error());
@@ -256,7 +258,7 @@ ObjectFacts Cache::facts_of(const Object& object, Tier tier) const {
   // What a miss in this tier costs: the way from the next one, or computing it again.
   const double from_host = topology_.expected_copy_ns(kHost, config_.consumer, bytes);
   const double cost = tier == Tier::host ? std::max(object.recompute_cost_ns, from_host) : from_host;
-  return {bytes, cost};
+  return {bytes, cost, object.parent};
 }
 
 }  // namespace harvest::core

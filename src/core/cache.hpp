@@ -23,6 +23,7 @@
 #include "core/access_log.hpp"
 #include "core/object_table.hpp"
 #include "memory/pool.hpp"
+#include "policy/shadow_curve.hpp"
 
 /// What is behind `PeerCache`. Two planes:
 ///
@@ -297,6 +298,7 @@ class Cache {
   bool enqueue(Object& object, Tier tier, bool by_caller) HARVEST_REQUIRES(control_);
   void promote_wished() HARVEST_REQUIRES(control_);
   void learn_from_reads() HARVEST_REQUIRES(control_);
+  void shadow_access(const Object& object, Tier served) HARVEST_REQUIRES(control_);
   void heat_up(Object& object, TimeNs now_ns) HARVEST_REQUIRES(control_);
   [[nodiscard]] double heat_of(const Object& object, TimeNs now_ns) const HARVEST_REQUIRES(control_);
 
@@ -353,6 +355,9 @@ class Cache {
   [[nodiscard]] AdmissionPolicy& admission(Tier tier) HARVEST_REQUIRES(control_) {
     return *admission_[static_cast<std::size_t>(tier)];
   }
+  [[nodiscard]] std::optional<policy::ShadowCurve>& shadow(Tier tier) HARVEST_REQUIRES(control_) {
+    return shadow_[static_cast<std::size_t>(tier)];
+  }
   [[nodiscard]] ObjectFacts facts_of(const Object& object, Tier tier) const;
   [[nodiscard]] StreamId stream_of(DeviceId device) HARVEST_REQUIRES(control_);
   [[nodiscard]] StreamId background_stream(Tier from, Tier to, DeviceId from_device, DeviceId to_device)
@@ -402,6 +407,8 @@ class Cache {
   StreamId consumer_background_ HARVEST_GUARDED_BY(control_) = StreamId::none;
   std::array<std::unique_ptr<EvictionPolicy>, kTiers> eviction_ HARVEST_GUARDED_BY(control_);
   std::array<std::unique_ptr<AdmissionPolicy>, kTiers> admission_ HARVEST_GUARDED_BY(control_);
+  /// What other sizes of a tier would serve; none for local.
+  std::array<std::optional<policy::ShadowCurve>, kTiers> shadow_ HARVEST_GUARDED_BY(control_);
   std::unique_ptr<PlacementPolicy> placement_ HARVEST_GUARDED_BY(control_);
   std::uint64_t peer_capacity_bytes_ HARVEST_GUARDED_BY(control_) = 0;
   Generation next_generation_ HARVEST_GUARDED_BY(control_) = 1;

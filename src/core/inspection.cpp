@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <array>
 #include <map>
 
 #include "core/cache.hpp"
@@ -22,6 +23,18 @@ PoolStats describe(const memory::Pool& pool, Tier tier) {
   return stats;
 }
 
+/// The sizes that somebody who may lend more, or wants some back, thinks about.
+std::vector<ShadowPoint> points_of(const policy::ShadowCurve& curve, std::uint64_t capacity_bytes) {
+  constexpr std::array kPercent{50U, 100U, 125U, 150U, 200U, 400U};
+  static_assert(kPercent.back() <= 100 * policy::ShadowCurve::kMostMultiple);
+  std::vector<ShadowPoint> points;
+  for (const unsigned percent : kPercent) {
+    const std::uint64_t bytes = capacity_bytes / 100 * percent + capacity_bytes % 100 * percent / 100;
+    points.push_back({bytes, curve.hit_ratio(bytes)});
+  }
+  return points;
+}
+
 }  // namespace
 
 CacheStats Cache::stats() const {
@@ -41,6 +54,12 @@ CacheStats Cache::stats() const {
   stats.failed_copies = copies_in_trouble_.load(std::memory_order_relaxed);
   stats.objects = table_.size();
 
+  for (const Tier tier : {Tier::peer, Tier::host}) {
+    const auto t = static_cast<std::size_t>(tier);
+    const std::uint64_t capacity = tier == Tier::peer ? peer_capacity_bytes_ : config_.host_budget_bytes;
+    if (shadow_[t] && shadow_[t]->has_accesses() && capacity != 0)
+      stats.shadow[t] = points_of(*shadow_[t], capacity);
+  }
   if (local_) stats.pools.push_back(describe(*local_, Tier::local));
   const TimeNs now = backend_.now_ns();
   for (const Peer& peer : peers_) {

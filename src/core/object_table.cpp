@@ -131,6 +131,7 @@ void ObjectTable::recycle(Object& object) {
   object.wished = 0;
   object.recompute_cost_ns = 0;
   object.heat = 0;
+  object.parent.reset();
   object.generation.store(0, std::memory_order_relaxed);
   recycled_.push_back(object.index.load(std::memory_order_relaxed));
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/copy_state.hpp"
@@ -83,10 +84,13 @@ struct alignas(64) Object {
   double recompute_cost_ns = 0;
   double heat = 0;  ///< reads, each halved for every `kHeatHalfLifeNs` that has passed since
   TimeNs heat_at_ns = 0;
+  std::optional<Key> parent;  ///< what it is of no use without
 
   [[nodiscard]] Copy& copy(Tier tier) { return copies[static_cast<std::size_t>(tier)]; }
   [[nodiscard]] const Copy& copy(Tier tier) const { return copies[static_cast<std::size_t>(tier)]; }
 };
+
+static_assert(sizeof(Object) == 384, "what PeerCacheConfig::max_objects says of their size");
 
 inline constexpr std::uint64_t kPinBits = 16;
 inline constexpr std::uint64_t kMaxPins = (1ULL << (kPinBits - 1)) - 1;

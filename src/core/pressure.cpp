@@ -186,6 +186,7 @@ void Cache::resize_peer_policy() {
   peer_capacity_bytes_ = capacity;
   eviction(Tier::peer).set_capacity(capacity);
   admission(Tier::peer).set_capacity(capacity);
+  if (shadow(Tier::peer)) shadow(Tier::peer)->set_capacity(capacity);
 }
 
 }  // namespace harvest::core

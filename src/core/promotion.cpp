@@ -41,6 +41,14 @@ bool Cache::enqueue(Object& object, Tier tier, bool by_caller) {
   return true;
 }
 
+/// The peers hear of what local memory did not serve, the host of what takes room there.
+void Cache::shadow_access(const Object& object, Tier served) {
+  const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
+  if (shadow(Tier::peer) && served != Tier::local) shadow(Tier::peer)->access(object.key, bytes);
+  if (shadow(Tier::host) && object.backing == Backing::managed_host)
+    shadow(Tier::host)->access(object.key, bytes);
+}
+
 void Cache::learn_from_reads() {
   const TimeNs now = backend_.now_ns();
   samples_.clear();
@@ -49,6 +57,7 @@ void Cache::learn_from_reads() {
     Object& object = table_.at(index);
     if (!object.linked) continue;
     heat_up(object, now);
+    shadow_access(object, served);
     // A tier hears of what it served and of what the tiers above it passed on; the host, which decides
     // about whole objects, hears of every read.
     for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) {

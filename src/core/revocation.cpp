@@ -200,6 +200,7 @@ void Cache::move_away(Peer& peer, Object& object, std::uint64_t reclaim) {
     twin->evictable = object.evictable;
     twin->tenant = object.tenant;
     twin->recompute_cost_ns = object.recompute_cost_ns;
+    twin->parent = object.parent;
     twin->heat = object.heat;
     twin->heat_at_ns = object.heat_at_ns;
     if (auto place = allocate(Tier::peer, *twin, false)) {

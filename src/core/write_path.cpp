@@ -93,6 +93,7 @@ Result<Generation> Cache::put_on_stream(const Key& key, const void* source, std:
   object->evictable = options.evictable;
   object->tenant = options.tenant;
   object->recompute_cost_ns = options.recompute_cost_ns;
+  object->parent = options.parent;
   object->heat_at_ns = backend_.now_ns();
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host})
     if (has_tier(tier)) admission(tier).record(key, facts_of(*object, tier));
@@ -111,7 +112,10 @@ Result<Generation> Cache::put_on_stream(const Key& key, const void* source, std:
     if (object->copy(tier).has_bytes()) reveal(*object, tier);
   table_.link(*object);
   pause_point(PausePoint::between_link_and_unlink);
-  if (old != nullptr) retire(*old, DropReason::replaced);
+  if (old != nullptr)
+    retire(*old, DropReason::replaced);
+  else
+    shadow_access(*object, Tier::none);  // who makes the bytes did not find them here
   for (const Tier tier : {Tier::local, Tier::peer, Tier::host}) enter_policy(*object, tier);
   if (options.source_device == kHost && !wish(*object, Tier::local))
     static_cast<void>(wish(*object, Tier::peer));
@@ -206,6 +210,8 @@ Status Cache::erase(const Key& key) {
       return fail(ErrorCode::not_found,
                   fmt::format("no object has the key {:016x}:{:016x}", key.high, key.low));
     retire(*object, DropReason::erased);
+    for (auto& curve : shadow_)
+      if (curve) curve->forget(key);
   }
   deliver_events();
   return {};

@@ -53,18 +53,6 @@ Status check_config(const PeerCache& cache, const BlockCacheConfig& config) {
   return {};
 }
 
-std::uint64_t largest_layer_bytes_per_token(const KvLayout& layout) {
-  std::uint64_t most = 0;
-  for (const KvLayer& layer : layout.layers) most = std::max(most, layer.bytes_per_token());
-  return most;
-}
-
-std::uint32_t default_block_pages(const KvLayout& layout) {
-  const std::uint64_t tokens = kLayerOfBlockBytes / largest_layer_bytes_per_token(layout);
-  const std::uint64_t wanted = std::min<std::uint64_t>(tokens, kMostBlockTokens);
-  return static_cast<std::uint32_t>(std::max<std::uint64_t>(1, wanted / layout.page_tokens));
-}
-
 /// The fastest way to the consumer that there is.
 const LinkInfo* fastest_link(const PeerCache& cache) {
   const LinkInfo* fastest = nullptr;
@@ -91,6 +79,14 @@ std::uint32_t default_group_layers(const PeerCache& cache, const KvLayout& layou
 
 }  // namespace
 
+std::uint32_t default_block_tokens(std::span<const KvLayer> layers, std::uint32_t page_tokens) {
+  std::uint64_t most = 1;
+  for (const KvLayer& layer : layers) most = std::max(most, layer.bytes_per_token());
+  const auto wanted =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(kLayerOfBlockBytes / most, kMostBlockTokens));
+  return std::max(wanted / page_tokens, 1U) * page_tokens;
+}
+
 std::string_view to_string(BlockEvent::Kind kind) {
   switch (kind) {
     case BlockEvent::Kind::stored: return "stored";
@@ -114,7 +110,9 @@ BlockCache::Impl::Impl(PeerCache& cache, BlockCacheConfig config, BlockShape sha
 Result<std::unique_ptr<BlockCache::Impl>> BlockCache::Impl::create(PeerCache& cache,
                                                                    BlockCacheConfig config) {
   if (Status status = check_config(cache, config); !status) return tl::unexpected(status.error());
-  if (config.block_pages == 0) config.block_pages = default_block_pages(config.layout);
+  if (config.block_pages == 0)
+    config.block_pages =
+        default_block_tokens(config.layout.layers, config.layout.page_tokens) / config.layout.page_tokens;
   if (config.group_layers == 0)
     config.group_layers = default_group_layers(cache, config.layout, config.block_pages);
   BlockShape shape(config.layout, config.block_pages, config.group_layers, kMostPieceBytes);
@@ -199,8 +197,9 @@ BlockCache::Impl::~Impl() {
   }
   {
     MutexLock lock(mutex_);
-    if (lanes_.lease_stream() != StreamId::none)
-      static_cast<void>(cache_.forget_stream(lanes_.lease_stream()));
+    for (const Wire wire : {Wire::peers, Wire::host})
+      if (lanes_.lease_stream(wire) != StreamId::none)
+        static_cast<void>(cache_.forget_stream(lanes_.lease_stream(wire)));
   }
   if (store_memory_ != nullptr) static_cast<void>(backend_.unmap_segment(store_memory_));
 }
@@ -260,6 +259,9 @@ std::uint32_t BlockCache::block_tokens() const {
 std::uint64_t BlockCache::block_bytes() const {
   return impl_->shape().bytes();
 }
+Key BlockCache::object_key(const Key& key) const {
+  return impl_->object_key(key);
+}
 PrefixMatch BlockCache::lookup(std::span<const Key> keys) {
   return impl_->lookup(keys);
 }
@@ -270,7 +272,7 @@ Result<BlockLoad> BlockCache::load(std::span<const Key> keys, std::span<const st
   return BlockLoad(this, *id);
 }
 Result<std::size_t> BlockCache::store(std::span<const Key> keys, std::span<const std::uint32_t> pages,
-                                      StreamId stream, const Key& parent) {
+                                      StreamId stream, const std::optional<Key>& parent) {
   return impl_->store(keys, pages, stream, parent);
 }
 Status BlockCache::order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) {

@@ -34,6 +34,8 @@ class BlockCache::Impl {
 
   [[nodiscard]] const BlockShape& shape() const { return shape_; }
   [[nodiscard]] const BlockCacheConfig& config() const { return config_; }
+  /// Between keys of ours and of the PeerCache, either way.
+  [[nodiscard]] Key object_key(const Key& key) const { return {key.high ^ config_.key_space, key.low}; }
 
   // --- lookup.cpp
   PrefixMatch lookup(std::span<const Key> keys) HARVEST_EXCLUDES(mutex_);
@@ -57,7 +59,7 @@ class BlockCache::Impl {
 
   // --- store.cpp
   Result<std::size_t> store(std::span<const Key> keys, std::span<const std::uint32_t> pages, StreamId stream,
-                            const Key& parent) HARVEST_EXCLUDES(mutex_);
+                            const std::optional<Key>& parent) HARVEST_EXCLUDES(mutex_);
   Status order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) HARVEST_EXCLUDES(mutex_);
   void poll() HARVEST_EXCLUDES(mutex_);
   Status settle(TimeNs deadline_ns) HARVEST_EXCLUDES(mutex_);
@@ -89,8 +91,8 @@ class BlockCache::Impl {
   };
   /// A block on its way from pages into the cache.
   struct Item {
-    Key key{};  ///< as the PeerCache knows it
-    Key parent{};
+    Key key{};                    ///< as the PeerCache knows it
+    std::optional<Key> parent{};  ///< the engine's; none for the first of a prompt
     std::vector<std::uint32_t> pages;
     std::shared_ptr<EventId> begin;  ///< behind the work that fills the pages
     std::uint32_t buffer = 0;
@@ -108,7 +110,6 @@ class BlockCache::Impl {
   Status begin_life();
   void know_wires();
   [[nodiscard]] bool copies_directly() const;
-  [[nodiscard]] Key mixed(const Key& key) const { return {key.high ^ config_.key_space, key.low}; }
   [[nodiscard]] std::span<const std::uint32_t> pages_of(const Load& load, std::uint32_t block) const {
     return std::span(load.pages).subspan(block * shape_.pages(), shape_.pages());
   }
@@ -132,6 +133,10 @@ class BlockCache::Impl {
   // --- load.cpp
   void settle_flights() HARVEST_REQUIRES(mutex_);
   Load& find(std::uint64_t load) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] Lease lease(const Key& key) HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] static Wire wire_of(const Lease& lease) {
+    return lease.tier() == Tier::host ? Wire::host : Wire::peers;
+  }
   void open_blocks(Load& load, std::span<const Key> keys) HARVEST_REQUIRES(mutex_);
   void plan(Load& load) HARVEST_REQUIRES(mutex_);
   void give_waiting(Load& load, std::optional<std::uint32_t> up_to_group) HARVEST_REQUIRES(mutex_);
@@ -163,7 +168,7 @@ class BlockCache::Impl {
   Status gather(Item& item, std::uint32_t buffer) HARVEST_REQUIRES(mutex_);
   void settle_items() HARVEST_REQUIRES(mutex_);
   void put_gathered() HARVEST_EXCLUDES(mutex_);
-  bool put(const Key& key, std::uint32_t buffer) HARVEST_EXCLUDES(mutex_);
+  bool put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] std::vector<BlockEvent> show_written() HARVEST_EXCLUDES(mutex_);
   void leave_buffer(Item& item) HARVEST_REQUIRES(mutex_);
 

@@ -15,7 +15,8 @@ Lanes::~Lanes() {
   close();
   for (const Lane& lane : lanes_)
     if (lane.stream != StreamId::none) static_cast<void>(backend_.destroy_stream(lane.stream));
-  if (lease_stream_ != StreamId::none) static_cast<void>(backend_.destroy_stream(lease_stream_));
+  for (const StreamId stream : lease_streams_)
+    if (stream != StreamId::none) static_cast<void>(backend_.destroy_stream(stream));
   if (buffers_ != nullptr) static_cast<void>(backend_.unmap_segment(buffers_));
 }
 
@@ -28,7 +29,8 @@ Status Lanes::open(DeviceId consumer, std::uint64_t buffer_bytes) {
   };
   for (Lane& lane : lanes_)
     if (Status status = create(lane.stream); !status) return status;
-  if (Status status = create(lease_stream_); !status) return status;
+  for (StreamId& stream : lease_streams_)
+    if (Status status = create(stream); !status) return status;
   if (buffer_bytes == 0) return {};
   buffer_bytes_ = (buffer_bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
   const std::uint64_t granularity =
@@ -75,7 +77,7 @@ std::optional<EventId> Lanes::record(StreamId stream) {
 FlightName Lanes::depart(std::size_t number, Flight flight) {
   Lane& lane = lanes_[number];
   flight.event = record(lane.stream).value_or(EventId::none);
-  if (flight.event != EventId::none) order(lease_stream_, flight.event);
+  if (flight.event != EventId::none) order(lease_stream(wire_of(number)), flight.event);
   under_way_[static_cast<std::size_t>(wire_of(number))] += flight.bytes;
   lane.flights.push_back(flight);
   return {number, lane.ended + lane.flights.size()};

@@ -59,10 +59,13 @@ class Lanes {
   [[nodiscard]] std::byte* buffer(std::size_t lane) const {
     return buffers_ == nullptr ? nullptr : buffers_ + lane * buffer_bytes_;
   }
-  /// A stream without work of its own, that waits for every flight: leases name it, so that they can be
-  /// released as soon as their copies are given, and nobody records events on a lane, where one between a
-  /// copy and its flight's own event would take the news that the copy failed.
-  [[nodiscard]] StreamId lease_stream() const { return lease_stream_; }
+  /// A stream without work of its own, that waits for every flight of the wire: leases name it, so that they
+  /// can be released as soon as their copies are given, and nobody records events on a lane, where one
+  /// between a copy and its flight's own event would take the news that the copy failed. One for each wire: a
+  /// peer's memory is not to wait for the host's copies.
+  [[nodiscard]] StreamId lease_stream(Wire wire) const {
+    return lease_streams_[static_cast<std::size_t>(wire)];
+  }
 
   /// Copies were given to the lane: an event behind them.
   FlightName depart(std::size_t lane, Flight flight);
@@ -98,7 +101,7 @@ class Lanes {
   std::array<Lane, kLanes> lanes_{};
   std::array<std::size_t, kWires> turn_{};
   std::array<std::uint64_t, kWires> under_way_{};
-  StreamId lease_stream_ = StreamId::none;
+  std::array<StreamId, kWires> lease_streams_{};
   std::byte* buffers_ = nullptr;
   std::uint64_t buffer_bytes_ = 0;
   std::vector<Landed> landed_;

@@ -56,6 +56,28 @@ Status check_model(std::span<const KvLayer> layers, std::uint32_t page_tokens, s
   return {};
 }
 
+Status check(KvArrangement arrangement, std::span<const KvLayer> layers, std::uint32_t page_tokens,
+             std::uint32_t pages) {
+  if (static_cast<std::size_t>(arrangement) >= kNames.size())
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("there is no arrangement {}", static_cast<int>(arrangement)));
+  return check_model(layers, page_tokens, pages);
+}
+
+/// What the arrangement expects.
+std::vector<std::uint64_t> sizes_of(KvArrangement arrangement, const KvLayout& layout) {
+  if (arrangement == KvArrangement::page_first) return {layout.pages * layout.page_bytes()};
+  std::vector<std::uint64_t> sizes;
+  for (const KvLayer& layer : layout.layers) {
+    const std::uint64_t part = layout.pages * layout.page_tokens * layer.part_bytes_per_token();
+    if (parts_have_tensors(arrangement))
+      sizes.insert(sizes.end(), layer.parts, part);
+    else
+      sizes.push_back(layer.parts * part);
+  }
+  return sizes;
+}
+
 class Describer {
  public:
   Describer(KvArrangement arrangement, KvLayout& layout, std::span<const KvTensor> tensors)
@@ -78,23 +100,8 @@ class Describer {
     return layout_.layers[layer].part_bytes_per_token() * layout_.page_tokens;
   }
 
-  /// What the arrangement expects: a size for each tensor.
-  [[nodiscard]] std::vector<std::uint64_t> sizes() const {
-    if (arrangement_ == KvArrangement::page_first) return {layout_.pages * layout_.page_bytes()};
-    std::vector<std::uint64_t> sizes;
-    for (std::uint32_t layer = 0; layer < layout_.layers.size(); ++layer) {
-      const std::uint32_t parts = layout_.layers[layer].parts;
-      const std::uint64_t part = layout_.pages * bytes_of_part(layer);
-      if (parts_have_tensors(arrangement_))
-        sizes.insert(sizes.end(), parts, part);
-      else
-        sizes.push_back(parts * part);
-    }
-    return sizes;
-  }
-
   [[nodiscard]] Status check_tensors() const {
-    const auto wanted = sizes();
+    const auto wanted = sizes_of(arrangement_, layout_);
     if (tensors_.size() != wanted.size())
       return fail(ErrorCode::invalid_argument,
                   fmt::format("{} tensors, but these layers are {} as {}", tensors_.size(), wanted.size(),
@@ -178,13 +185,19 @@ Result<KvArrangement> kv_arrangement_from(std::string_view name) {
               fmt::format("no arrangement is named '{}'; known are {}", name, fmt::join(kNames, ", ")));
 }
 
+Result<std::vector<std::uint64_t>> KvLayout::tensor_bytes(KvArrangement arrangement,
+                                                          std::span<const KvLayer> layers,
+                                                          std::uint32_t page_tokens, std::uint32_t pages) {
+  if (Status status = check(arrangement, layers, page_tokens, pages); !status)
+    return tl::unexpected(status.error());
+  return sizes_of(arrangement, KvLayout{page_tokens, pages, {layers.begin(), layers.end()}, {}});
+}
+
 Result<KvLayout> KvLayout::describe(KvArrangement arrangement, std::span<const KvLayer> layers,
                                     std::uint32_t page_tokens, std::uint32_t pages,
                                     std::span<const KvTensor> tensors) {
-  if (static_cast<std::size_t>(arrangement) >= kNames.size())
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("there is no arrangement {}", static_cast<int>(arrangement)));
-  if (Status status = check_model(layers, page_tokens, pages); !status) return tl::unexpected(status.error());
+  if (Status status = check(arrangement, layers, page_tokens, pages); !status)
+    return tl::unexpected(status.error());
   KvLayout layout{page_tokens, pages, {layers.begin(), layers.end()}, {}};
   if (Status status = Describer(arrangement, layout, tensors).describe(); !status)
     return tl::unexpected(status.error());

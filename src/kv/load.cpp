@@ -45,13 +45,24 @@ Result<std::uint64_t> BlockCache::Impl::load(std::span<const Key> keys, std::spa
   return load.id;
 }
 
+/// Of the stream that waits for the wire which brings it. Where it is may change between the question and the
+/// lease.
+Lease BlockCache::Impl::lease(const Key& key) {
+  Wire wire = cache_.locate(key) == Tier::host ? Wire::host : Wire::peers;
+  for (;;) {
+    Lease lease = cache_.acquire(key, lanes_.lease_stream(wire));
+    if (!lease || wire_of(lease) == wire) return lease;
+    wire = wire_of(lease);
+  }
+}
+
 /// The last block first: a policy that goes by the last use then lets leaves go before what they hang on.
 void BlockCache::Impl::open_blocks(Load& load, std::span<const Key> keys) {
   load.blocks.resize(keys.size());
   for (std::size_t i = keys.size(); i-- > 0;) {
     Block& block = load.blocks[i];
-    block.key = mixed(keys[i]);
-    if (stored_.contains(block.key)) block.lease = cache_.acquire(block.key, lanes_.lease_stream());
+    block.key = object_key(keys[i]);
+    if (stored_.contains(block.key)) block.lease = lease(block.key);
     block.lost = !block.lease || block.lease.bytes() != shape_.bytes();
     if (block.lost) {
       block.lease.release();
@@ -71,7 +82,7 @@ void BlockCache::Impl::plan(Load& load) {
       shape_.needed(pieces[piece], tokens_behind(number, load.blocks.size()), ranges_);
       if (ranges_.empty()) continue;
       ++block.pieces_left;
-      if (block.lease.tier() == Tier::host)
+      if (wire_of(block.lease) == Wire::host)
         load.waiting.push_back({number, piece});
       else
         from_peers.push_back({number, piece});
@@ -105,7 +116,7 @@ void BlockCache::Impl::give(Load& load, const PieceRef& piece) {
   Block& block = load.blocks[piece.block];
   --block.pieces_left;
   if (!block.failed) {
-    const std::size_t lane = lanes_.next_lane(block.lease.tier() == Tier::host ? Wire::host : Wire::peers);
+    const std::size_t lane = lanes_.next_lane(wire_of(block.lease));
     if (const std::uint64_t bytes = copy_to_pages(load, piece, lane); bytes != 0) {
       const FlightName name = lanes_.depart(lane, {.load = load.id, .block = piece.block, .bytes = bytes});
       load.groups[shape_.pieces()[piece.piece].group][lane] = name.number;

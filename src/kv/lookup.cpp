@@ -30,7 +30,8 @@ PrefixMatch BlockCache::Impl::lookup(std::span<const Key> keys) {
   settle_flights();
   for (const Key& key : keys) {
     Tier tier = Tier::local;
-    if (!local_.contains(key)) tier = stored_.contains(mixed(key)) ? cache_.locate(mixed(key)) : Tier::none;
+    if (!local_.contains(key))
+      tier = stored_.contains(object_key(key)) ? cache_.locate(object_key(key)) : Tier::none;
     if (tier == Tier::none) break;
     match.tiers.push_back(tier);
     ++stats_.found[static_cast<std::size_t>(tier)];
@@ -98,7 +99,7 @@ std::vector<std::uint32_t> BlockCache::Impl::local_pages(const Key& key) {
 Tier BlockCache::Impl::locate(const Key& key) {
   MutexLock lock(mutex_);
   if (local_.contains(key)) return Tier::local;
-  return stored_.contains(mixed(key)) ? cache_.locate(mixed(key)) : Tier::none;
+  return stored_.contains(object_key(key)) ? cache_.locate(object_key(key)) : Tier::none;
 }
 
 /// One that is on its way into the PeerCache cannot be stopped there: it is forgotten when it is shown.
@@ -107,19 +108,19 @@ Status BlockCache::Impl::erase(const Key& key) {
   {
     MutexLock lock(mutex_);
     settle_items();
-    known = stored_.erase(mixed(key)) != 0;
-    if (Item* item = find_item(mixed(key))) {
+    known = stored_.erase(object_key(key)) != 0;
+    if (Item* item = find_item(object_key(key))) {
       item->unwanted = true;
       known = true;
     }
   }
   if (!known) return fail(ErrorCode::not_found, "no such block");
-  static_cast<void>(cache_.erase(mixed(key)));
+  static_cast<void>(cache_.erase(object_key(key)));
   return {};
 }
 
 void BlockCache::Impl::hear(const CacheEvent& event) {
-  BlockEvent told{BlockEvent::Kind::moved, mixed(event.key), Tier::none};
+  BlockEvent told{BlockEvent::Kind::moved, object_key(event.key), Tier::none};
   {
     MutexLock lock(mutex_);
     const auto found = stored_.find(event.key);

@@ -27,7 +27,7 @@ bool BlockCache::Impl::is_stored_or_coming(const Key& key) {
 }
 
 Result<std::size_t> BlockCache::Impl::store(std::span<const Key> keys, std::span<const std::uint32_t> pages,
-                                            StreamId stream, const Key& parent) {
+                                            StreamId stream, const std::optional<Key>& parent) {
   if (Status status = check(keys, pages, stream); !status) return tl::unexpected(status.error());
   MutexLock lock(mutex_);
   const auto event = lanes_.record(stream);
@@ -39,13 +39,14 @@ Result<std::size_t> BlockCache::Impl::store(std::span<const Key> keys, std::span
   std::size_t coming = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {
     ++stats_.stores_asked;
-    if (is_stored_or_coming(mixed(keys[i]))) {
+    if (is_stored_or_coming(object_key(keys[i]))) {
       ++stats_.stores_known;
       continue;
     }
+    stored_.erase(object_key(keys[i]));  // lost, and nobody has said so yet
     Item& item = items_.emplace_back();
-    item.key = mixed(keys[i]);
-    item.parent = i == 0 ? parent : keys[i - 1];
+    item.key = object_key(keys[i]);
+    item.parent = i == 0 ? parent : std::optional(keys[i - 1]);
     const auto mine = pages.subspan(i * shape_.pages(), shape_.pages());
     item.pages.assign(mine.begin(), mine.end());
     item.begin = begin;
@@ -116,13 +117,14 @@ void BlockCache::Impl::settle_items() {
 }
 
 /// A `put` may map memory, and tells the user's callbacks: no lock is held.
-bool BlockCache::Impl::put(const Key& key, std::uint32_t buffer) {
+bool BlockCache::Impl::put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) {
   PutOptions options;
   options.backing = config_.backing;
   options.source_device = cache_.config().consumer;
   options.stream = store_streams_[buffer];
   options.evictable = true;
   options.tenant = config_.tenant;
+  if (parent) options.parent = object_key(*parent);
   options.recompute_cost_ns = config_.recompute_ns_per_token * static_cast<double>(block_tokens_);
   return cache_.put(key, store_buffer(buffer), shape_.bytes(), options).has_value();
 }
@@ -130,6 +132,7 @@ bool BlockCache::Impl::put(const Key& key, std::uint32_t buffer) {
 void BlockCache::Impl::put_gathered() {
   for (;;) {
     Key key;
+    std::optional<Key> parent;
     std::uint32_t buffer = 0;
     {
       MutexLock lock(mutex_);
@@ -137,9 +140,10 @@ void BlockCache::Impl::put_gathered() {
       if (item == items_.end()) return;
       item->state = Item::State::putting;
       key = item->key;
+      parent = item->parent;
       buffer = item->buffer;
     }
-    const bool taken = put(key, buffer);
+    const bool taken = put(key, parent, buffer);
     MutexLock lock(mutex_);
     const auto item = std::ranges::find(items_, key, &Item::key);
     const auto event = lanes_.record(store_streams_[buffer]);
@@ -180,7 +184,7 @@ std::vector<BlockEvent> BlockCache::Impl::show_written() {
       ++stats_.stored;
       stats_.stored_bytes += shape_.bytes();
       stored_[item.key] = tier;
-      events.push_back({BlockEvent::Kind::stored, mixed(item.key), tier});
+      events.push_back({BlockEvent::Kind::stored, object_key(item.key), tier});
       return true;
     });
   }

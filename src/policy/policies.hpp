@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <span>
 
 /// One maker for each policy. People choose by name: see registry.cpp.
 namespace harvest::policy {
@@ -28,9 +27,5 @@ namespace harvest::policy {
 [[nodiscard]] std::unique_ptr<PlacementPolicy> make_locality(const PlacementWeights& weights);
 [[nodiscard]] std::unique_ptr<PlacementPolicy> make_stability(const PlacementWeights& weights);
 [[nodiscard]] std::unique_ptr<PlacementPolicy> make_weighted(const PlacementWeights& weights);
-
-/// The offline optimum for objects of one size: the resident whose next use is farthest goes, and an
-/// object whose next use is farther still does not come in. O(log n) an access.
-[[nodiscard]] PolicyRun run_belady(std::span<const Key> accesses, std::uint64_t capacity_objects);
 
 }  // namespace harvest::policy

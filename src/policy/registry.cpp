@@ -18,6 +18,11 @@ struct Choice {
   std::unique_ptr<Policy> (*make)(Argument);
 };
 
+template <std::unique_ptr<EvictionPolicy> (*make_base)(std::uint64_t)>
+std::unique_ptr<EvictionPolicy> make_prefix(std::uint64_t capacity_bytes) {
+  return make_prefix_aware(make_base(capacity_bytes));
+}
+
 // The first of each is the default.
 constexpr std::array kEviction{
     Choice<EvictionPolicy, std::uint64_t>{"adaptive_2q", make_adaptive_2q},
@@ -29,6 +34,9 @@ constexpr std::array kEviction{
     Choice<EvictionPolicy, std::uint64_t>{"lru_2", make_lru_2},
     Choice<EvictionPolicy, std::uint64_t>{"lfru", make_lfru},
     Choice<EvictionPolicy, std::uint64_t>{"gdsf", make_gdsf},
+    Choice<EvictionPolicy, std::uint64_t>{"prefix_adaptive_2q", make_prefix<make_adaptive_2q>},
+    Choice<EvictionPolicy, std::uint64_t>{"prefix_lru", make_prefix<make_lru>},
+    Choice<EvictionPolicy, std::uint64_t>{"prefix_lru_2", make_prefix<make_lru_2>},
 };
 
 constexpr std::array kAdmission{

@@ -46,6 +46,37 @@ TEST(Arguments, CountsStayInTheirRange) {
   EXPECT_THAT(parse_count("11", 1, 10).error().message, HasSubstr("from 1 to 10"));
 }
 
+TEST(ParseCounts, ReadsListsAndRanges) {
+  const auto counts = [](std::string_view text) { return parse_counts(text, 1, 1'000'000).value(); };
+  EXPECT_THAT(counts("7"), ElementsAre(7));
+  EXPECT_THAT(counts("9, 1..3+1,8"), ElementsAre(9, 1, 2, 3, 8));
+  EXPECT_THAT(counts("10..35+10"), ElementsAre(10, 20, 30)) << "does not pass the end";
+  EXPECT_THAT(counts("1000..8000x2"), ElementsAre(1000, 2000, 4000, 8000));
+  EXPECT_THAT(counts("3..3x2"), ElementsAre(3));
+  EXPECT_THAT(parse_counts("18446744073709551614..18446744073709551615+1", 0, UINT64_MAX).value(),
+              ElementsAre(UINT64_MAX - 1, UINT64_MAX));
+  EXPECT_THAT(parse_counts("9223372036854775808..18446744073709551615x2", 0, UINT64_MAX).value(),
+              ElementsAre(1ULL << 63U));
+  EXPECT_EQ(counts("1..10000+1").size(), 10'000U);
+}
+
+TEST(ParseCounts, SaysWhatIsWrong) {
+  const auto message = [](std::string_view text) {
+    const auto counts = parse_counts(text, 0, 1'000'000);
+    return counts ? std::string("none") : counts.error().message;
+  };
+  EXPECT_THAT(message(""), HasSubstr("the list is empty"));
+  EXPECT_THAT(message("1,,2"), HasSubstr("'' is not a whole number"));
+  EXPECT_THAT(message("1..10"), HasSubstr("'1..10' does not say how it goes on"));
+  EXPECT_THAT(message("10..1+1"), HasSubstr("'1' is not a whole number from 10 to 1000000"));
+  EXPECT_THAT(message("1..10+0"), HasSubstr("'0' is not a whole number from 1"));
+  EXPECT_THAT(message("1..10x1"), HasSubstr("'1' is not a whole number from 2"));
+  EXPECT_THAT(message("0..10x2"), HasSubstr("never leaves 0"));
+  EXPECT_THAT(message("1..1000000+1"), HasSubstr("more than 10000 numbers"));
+  EXPECT_THAT(message("1..9000+1,1..9000+1"), HasSubstr("more than 10000 numbers"));
+  EXPECT_THAT(message("a..9+1"), HasSubstr("'a' is not a whole number"));
+}
+
 TEST(Arguments, ListsAreCutAtCommas) {
   EXPECT_THAT(split_list("lru"), ElementsAre("lru"));
   EXPECT_THAT(split_list("lru, arc,,x"), ElementsAre("lru", "arc", "", "x"));

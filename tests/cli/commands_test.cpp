@@ -115,6 +115,23 @@ TEST(Policy, CountsWhatCanBeCountedByHand) {
   EXPECT_EQ(all["results"].size(), names.size() * 5);
 }
 
+TEST(Policy, CountsUsableHitsAndPrintsLongListsDownwards) {
+  const TemporaryFolder folder;
+  const std::string trace = folder.file("t", mooncake({{0, {1, 2}}, {3000, {3, 2}}, {6000, {1, 2}}}));
+  const json policy =
+      run_for_json({"policy", "--trace", trace, "--capacity-blocks", "1..12+1", "--policies", "lru"});
+  EXPECT_EQ(policy.at("requests"), 3);
+  ASSERT_EQ(policy.at("results").size(), 12U);
+  EXPECT_DOUBLE_EQ(policy["results"][1].at("hit_ratio"), 2.0 / 6) << "both later 2";
+  EXPECT_DOUBLE_EQ(policy["results"][1].at("usable_hit_ratio"), 0) << "behind a 3 and a 1 that missed";
+  EXPECT_DOUBLE_EQ(policy["results"][2].at("usable_hit_ratio"), 2.0 / 6) << "the last request";
+
+  const Ran text = run_harvest({"policy", "--trace", trace, "--capacity-blocks", "1..12+1"});
+  EXPECT_THAT(text.out, ::testing::ContainsRegex("blocks +adaptive_2q"));
+  EXPECT_THAT(text.out, ::testing::ContainsRegex("\n  12 +0\\.500"));
+  EXPECT_THAT(text.out, HasSubstr("Usable:"));
+}
+
 /// JSON is UTF-8, and a file's name is bytes.
 TEST(Policy, PrintsJsonForAFileOfAnyName) {
   const TemporaryFolder folder;

@@ -56,6 +56,17 @@ class Plot(unittest.TestCase):
         self.assertEqual(ran.returncode, 0, ran.stderr)
         self.assert_drawn(self.folder / "owner.png")
 
+    def test_draws_hit_ratios_against_capacity(self):
+        trace = self.folder / "trace.jsonl"
+        request = {"timestamp": 0, "input_length": 1024, "output_length": 1}
+        trace.write_text("\n".join(json.dumps({**request, "hash_ids": [0, 1 + i % 3]}) for i in range(9)))
+        path = self.folder / "policy.json"
+        command = [PROGRAM, "policy", "--trace", str(trace), "--capacity-blocks", "1..4+1", "--json"]
+        path.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        ran = self.plot(path)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assert_drawn(self.folder / "policy.png")
+
     def test_the_title_says_what_the_figures_are(self):
         import runpy
 
@@ -80,9 +91,11 @@ class Plot(unittest.TestCase):
     def test_says_what_is_wrong_with_a_file(self):
         self.refuse("none.json", None, "No such file")
         self.refuse("words.json", "hello", "not JSON")
-        self.refuse("list.json", "[1]", "harvest bench link or owner or reclaim")
-        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "harvest bench link or owner or reclaim")
+        self.refuse("list.json", "[1]", "bench link, bench owner, bench reclaim or policy")
+        self.refuse("other.json", '{"benchmark": "lookup", "rows": [{}]}', "bench link, bench owner, bench reclaim or policy")
         self.refuse("empty.json", '{"benchmark": "link", "rows": []}', "no rows")
+        no_capacity = '{"benchmark": "policy", "trace": "t", "results": [{"policy": "x"}]}'
+        self.refuse("policy.json", no_capacity, "'capacity_blocks'")
         self.refuse("owner.json", '{"benchmark": "owner", "rows": [{"mode": "x"}]}', "'rise'")
         self.refuse("short.json", '{"benchmark": "link", "rows": [{"from": 0}]}', "'to'")
         ran = self.plot(self.measure("link"), "--out", self.folder / "nowhere")

@@ -162,6 +162,7 @@ TEST(Replay, SaysThatItIsSimulatedAndShowsBothRunsAndTheCeiling) {
               HasSubstr("Replay on dgx-h100 (simulated): 2 requests, qwen3-32b with blocks of 128.0 MiB"));
   EXPECT_THAT(ran.out, HasSubstr("local+peer+host"));
   EXPECT_THAT(ran.out, HasSubstr("The ceiling:"));
+  EXPECT_THAT(ran.out, HasSubstr("What other sizes would give"));
 }
 
 struct Whole {

@@ -128,6 +128,64 @@ TEST(TiersTest, StatisticsHaveTheirDenominators) {
     EXPECT_EQ(pool.used_bytes + pool.free_bytes + pool.draining_bytes, pool.mapped_bytes) << "I7";
 }
 
+TEST(TiersTest, AnObjectsParentStaysWhileItDoes) {
+  for (const std::string policy : {"lru", "prefix_lru"}) {
+    PeerCacheConfig config = small_config();
+    config.peer_budget_bytes = 0;
+    config.host_budget_bytes = 4 * MiB;
+    config.host_policy.eviction = policy;
+    World world(config);
+    PutOptions options;
+    options.evictable = true;
+    for (std::uint64_t key = 1; key <= 4; ++key) {
+      ASSERT_TRUE(world.put(key, 1, MiB, options));  // a chain, its beginning first
+      options.parent = Key(key);
+    }
+    options.parent.reset();
+    ASSERT_TRUE(world.put(9, 1, MiB, options));
+    const bool by_prefix = policy != "lru";
+    EXPECT_EQ(world.cache->locate(1), by_prefix ? Tier::host : Tier::none) << policy;
+    EXPECT_EQ(world.cache->locate(4), by_prefix ? Tier::none : Tier::host) << policy;
+    EXPECT_TRUE(world.cache->audit()) << policy;
+  }
+}
+
+TEST(TiersTest, StatisticsSayWhatMoreMemoryWouldGive) {
+  PeerCacheConfig config = small_config();
+  config.peer_budget_bytes = 8 * MiB;
+  config.host_budget_bytes = 12 * MiB;
+  World world(config);
+  for (const auto& points : world.cache->stats().shadow) EXPECT_TRUE(points.empty()) << "nothing was read";
+
+  // 16 objects in turn: LRU hits none of them in less than 16 MiB. A read that misses makes the bytes again.
+  PutOptions options;
+  options.evictable = true;
+  std::vector<Key> accesses;
+  for (std::uint64_t i = 0; i < 320; ++i) {
+    const std::uint64_t key = i % 16;
+    if (world.cache->locate(key) == Tier::none) {
+      ASSERT_TRUE(world.put(key, 1, MiB, options));
+    } else {
+      world.fetch(key, 1, MiB);
+    }
+    world.cache->poll();
+    accesses.emplace_back(key);
+  }
+  const CacheStats stats = world.cache->stats();
+  EXPECT_TRUE(stats.shadow[static_cast<std::size_t>(Tier::local)].empty());
+  for (const Tier tier : {Tier::peer, Tier::host}) {
+    const auto& points = stats.shadow[static_cast<std::size_t>(tier)];
+    ASSERT_EQ(points.size(), 6U);
+    EXPECT_EQ(points[1].capacity_bytes, tier == Tier::peer ? 8 * MiB : 12 * MiB) << "as it is";
+    EXPECT_EQ(points[5].capacity_bytes, 4 * points[1].capacity_bytes);
+    for (const ShadowPoint& point : points)
+      EXPECT_NEAR(point.hit_ratio, simulate_policy("lru", accesses, point.capacity_bytes / MiB)->hit_ratio(),
+                  .01)
+          << to_string(tier) << " of " << point.capacity_bytes;
+  }
+  ASSERT_TRUE(world.cache->erase(accesses.back()));
+}
+
 TEST(TiersTest, ManyStreamsShareTheLastBit) {
   World world;
   ASSERT_TRUE(world.put(1, 1, 4 * MiB, backed_by(Backing::lossy)));

@@ -285,6 +285,56 @@ TEST(BlockLoadFaults, AReclaimWaitsForCopiesAndNotForTheLoadsEnd) {
   EXPECT_EQ(world.wrong_bytes(Key(1), std::span(pages).first(2)), 0U);
 }
 
+TEST(BlockLoadFaults, APeersMemoryDoesNotWaitForTheHostsCopies) {
+  WorldOptions options;
+  options.layers.assign(8, KvLayer{.heads = 8, .head_size = 128});
+  options.page_tokens = 16;
+  options.with_peers = [](PeerCacheConfig& config) { config.peer_budget_bytes = 2ULL << 20; };
+  World world(options);
+  const Keys keys{1, 2, 3, 4, 5, 6, 7, 8};
+  world.keep(keys);
+  const auto match = world.blocks->lookup(keys);
+  ASSERT_GT(match.bytes[1], 0U);
+  ASSERT_GT(match.bytes[2], 4 * match.bytes[1]);
+  const TimeNs begin = world.backend->now_ns();
+  auto load = world.blocks->load(keys, world.pages_from(20, 8), world.stream);
+  ASSERT_TRUE(load);
+  const auto report = world.cache->reclaim(1, 1ULL << 30, begin + 1'000'000'000);
+  ASSERT_TRUE(report);
+  const TimeNs returned = world.backend->now_ns();
+  EXPECT_THAT(load->finish(), IsEmpty());
+  EXPECT_LT(returned - begin, (world.backend->now_ns() - begin) / 2) << "the host's wire was still busy then";
+}
+
+/// The PeerCache lost a block, and nobody told.
+TEST(BlockLoadFaults, WhatIsStoredAnewIsNotReadBeforeItIsWritten) {
+  World world({.with = [](BlockCacheConfig& config) { config.backing = Backing::lossy; },
+               .with_peers =
+                   [](PeerCacheConfig& config) {
+                     config.on_event = nullptr;
+                     config.pressure.regrow_delay_ns = 0;
+                   }});
+  world.keep(Keys{1});
+  ASSERT_TRUE(world.cache->reclaim(1, 1ULL << 30, world.backend->now_ns() + 1'000'000'000));
+  const auto pages = world.pages_from(0, 1), back = world.pages_from(20, 1);
+  world.fill(Key(1), pages);
+  FaultPlan plan;
+  plan.slow_copy.rate = 1;
+  plan.slow_copy_factor = 1000;
+  ASSERT_TRUE(world.backend->set_faults(plan));
+  ASSERT_EQ(world.blocks->store(Keys{1}, pages, world.stream), 1U);
+  for (int i = 0; i < 200; ++i) {
+    world.blocks->poll();
+    auto load = world.blocks->load(Keys{1}, back, world.stream);
+    ASSERT_TRUE(load);
+    if (load->finish().empty()) {
+      EXPECT_EQ(world.wrong_bytes(Key(1), back), 0U) << "after " << i;
+    }
+    world.wipe(back);
+    world.backend->sleep_until(world.backend->now_ns() + 10'000);
+  }
+}
+
 // --- storing ----------------------------------------------------------------------------------------------
 
 TEST(BlockStore, ReadsWhatWorkBeforeItWrites) {

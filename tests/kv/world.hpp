@@ -165,18 +165,9 @@ class World {
  private:
   KvLayout make_layout(const WorldOptions& options) {
     std::vector<KvTensor> tensors;
-    const auto add = [&](std::uint64_t bytes) { tensors.push_back({add_memory(bytes), bytes}); };
-    std::uint64_t page_bytes = 0;
-    for (const KvLayer& layer : options.layers) {
-      const std::uint64_t part = options.pages * options.page_tokens * layer.part_bytes_per_token();
-      page_bytes += options.page_tokens * layer.bytes_per_token();
-      if (options.arrangement == KvArrangement::layer_first_split ||
-          options.arrangement == KvArrangement::transposed_values)
-        for (std::uint32_t i = 0; i < layer.parts; ++i) add(part);
-      else if (options.arrangement != KvArrangement::page_first)
-        add(layer.parts * part);
-    }
-    if (options.arrangement == KvArrangement::page_first) add(options.pages * page_bytes);
+    const auto sizes =
+        KvLayout::tensor_bytes(options.arrangement, options.layers, options.page_tokens, options.pages);
+    for (const std::uint64_t bytes : *sizes) tensors.push_back({add_memory(bytes), bytes});
     auto made =
         KvLayout::describe(options.arrangement, options.layers, options.page_tokens, options.pages, tensors);
     EXPECT_TRUE(made) << (made ? "" : made.error().message);

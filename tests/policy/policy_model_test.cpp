@@ -133,6 +133,96 @@ TEST(PolicyModel, EveryPolicyKeepsItsResidentsUnderAnyCalls) {
   }
 }
 
+/// Any parents, missing ones and cycles among them: what has resident children goes only if nothing else may.
+TEST(PolicyModel, PrefixAwarePoliciesKeepWhatChildrenNeed) {
+  for (const std::string name : {"prefix_adaptive_2q", "prefix_lru", "prefix_lru_2"}) {
+    EXPECT_TRUE(rc::check(name, [&name] {
+      const auto policy = make_eviction_policy(name, 8).value();
+      std::map<std::uint64_t, std::uint64_t> parents;  // of the residents
+      for (const Call& call : *calls()) {
+        const Key key(call.key);
+        const std::uint64_t parent = call.pinned % (kUniverse + 2);
+        const auto may_go = [&](std::uint64_t number) { return (call.pinned >> number & 1U) == 0; };
+        if (call.kind == 0) {
+          const auto is_free = [&](std::uint64_t number) {
+            return may_go(number) && number != parent &&
+                   std::none_of(parents.begin(), parents.end(), [&](const auto& each) {
+                     return each.second == number && each.first != number;
+                   });
+          };
+          const auto any = [&](const auto& accepts) {
+            return std::any_of(parents.begin(), parents.end(),
+                               [&](const auto& each) { return accepts(each.first); });
+          };
+          const auto victim =
+              policy->evict(key, {1, 1, Key(parent)}, [&](const Key& each) { return may_go(each.low); });
+          RC_ASSERT(victim.has_value() == any(may_go));
+          if (!victim) continue;
+          RC_ASSERT(parents.contains(victim->low) && may_go(victim->low));
+          if (any(is_free)) RC_ASSERT(is_free(victim->low));
+          parents.erase(victim->low);
+        } else if (call.kind == 1) {
+          policy->erase(key);
+          parents.erase(call.key);
+        } else if (parents.try_emplace(call.key, parent).second) {
+          policy->insert(key, {1, 1, Key(parent)});
+        } else {
+          policy->hit(key);
+        }
+        RC_ASSERT(policy->size() == parents.size());
+      }
+    }));
+  }
+}
+
+TEST(PolicyModel, CurvesAreWhatEachCapacityGivesAlone) {
+  std::vector<std::string> names(eviction_policy_names().begin(), eviction_policy_names().end());
+  names.emplace_back("belady");
+  for (const std::string& name : names) {
+    EXPECT_TRUE(rc::check(name, [&name] {
+      const auto numbers =
+          *rc::gen::container<std::vector<std::uint64_t>>(rc::gen::inRange<std::uint64_t>(0, kUniverse));
+      const std::vector<Key> accesses(numbers.begin(), numbers.end());
+      const auto capacities =
+          *rc::gen::container<std::vector<std::uint64_t>>(rc::gen::inRange<std::uint64_t>(1, kUniverse + 3));
+      const auto curve = simulate_policy_curve(name, accesses, capacities).value();
+      RC_ASSERT(curve.size() == capacities.size());
+      for (std::size_t i = 0; i < curve.size(); ++i) {
+        const PolicyRun alone = simulate_policy(name, accesses, capacities[i]).value();
+        RC_ASSERT(curve[i].accesses == alone.accesses);
+        RC_ASSERT(curve[i].hits == alone.hits);
+        RC_ASSERT(curve[i].usable_hits == alone.hits);
+      }
+    }));
+  }
+}
+
+/// LRU by its definition: at each access, the keys accessed since the last one to this key.
+TEST(PolicyModel, UsableHitsOfLruAreThoseBehindAWholePrefix) {
+  EXPECT_TRUE(rc::check("usable", [] {
+    const auto requests = *rc::gen::container<std::vector<std::vector<std::uint64_t>>>(
+        rc::gen::container<std::vector<std::uint64_t>>(rc::gen::inRange<std::uint64_t>(0, kUniverse)));
+    const auto capacity = *rc::gen::inRange<std::uint64_t>(1, kUniverse + 3);
+    std::vector<Key> accesses;
+    std::vector<std::uint64_t> lengths;
+    std::uint64_t usable_hits = 0;
+    for (const auto& request : requests) {
+      lengths.push_back(request.size());
+      bool usable = true;
+      for (const std::uint64_t number : request) {
+        const auto last = std::find(accesses.rbegin(), accesses.rend(), Key(number));
+        const std::set<Key> since(accesses.rbegin(), last);
+        usable = usable && last != accesses.rend() && since.size() < capacity;
+        usable_hits += usable ? 1 : 0;
+        accesses.emplace_back(number);
+      }
+    }
+    const std::vector<std::uint64_t> capacities{capacity, 1};
+    RC_ASSERT(simulate_policy_curve("lru", accesses, capacities, lengths).value().front().usable_hits ==
+              usable_hits);
+  }));
+}
+
 /// The most hits that any choice at any miss gives, found by trying them all.
 std::uint64_t most_hits(std::span<const Key> accesses, std::set<Key> cache, std::size_t capacity) {
   if (accesses.empty()) return 0;

@@ -3,9 +3,13 @@
 #include <harvest/policy.hpp>
 #include <harvest/trace.hpp>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
+
+#include "policy/shadow_curve.hpp"
 
 namespace harvest {
 namespace {
@@ -41,6 +45,21 @@ class ConversationTrace : public testing::Test {
     accesses_ = trace_.block_accesses();
   }
 
+  /// What `CacheStats::shadow` would say of a tier of `capacity_blocks` of 1 MiB that saw the whole trace, at
+  /// its worst against LRU.
+  double shadow_error(std::uint64_t capacity_blocks) const {
+    policy::ShadowCurve curve(capacity_blocks << 20U);
+    for (const Key& key : accesses_) curve.access(key, 1U << 20U);
+    std::vector<std::uint64_t> blocks;
+    for (const std::uint64_t percent : {50U, 100U, 125U, 150U, 200U, 400U})
+      blocks.push_back(capacity_blocks * percent / 100);
+    const auto lru = simulate_policy_curve("lru", accesses_, blocks).value();
+    double worst = 0;
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      worst = std::max(worst, std::abs(curve.hit_ratio(blocks[i] << 20U) - lru[i].hit_ratio()));
+    return worst;
+  }
+
   double hit_ratio(std::string_view policy, std::uint64_t capacity_blocks) const {
     return simulate_policy(policy, accesses_, capacity_blocks).value().hit_ratio();
   }
@@ -71,6 +90,26 @@ TEST_F(ConversationTrace, OneSettingOfTheDefaultServesEveryCapacity) {
     if (row.capacity_blocks <= 5'000) {
       EXPECT_GT(ratio, row.lru + .02) << row.capacity_blocks;
     }
+  }
+}
+
+TEST_F(ConversationTrace, ShadowCurvesAreNearWhatLruGives) {
+  for (const Row& row : kReference) {
+    const double error = shadow_error(row.capacity_blocks);
+    EXPECT_LT(error, .01) << row.capacity_blocks;
+    RecordProperty("error_at_" + std::to_string(row.capacity_blocks), std::to_string(error));
+  }
+}
+
+TEST_F(ConversationTrace, PrefixAwarePoliciesAreNotFarFromTheirBases) {
+  const std::vector<std::uint64_t> capacities{1'000, 10'000};
+  std::vector<std::uint64_t> lengths;
+  for (const TraceRequest& request : trace_.requests) lengths.push_back(request.block_ids.size());
+  for (const std::string base : {"adaptive_2q", "lru", "lru_2"}) {
+    const auto plain = simulate_policy_curve(base, accesses_, capacities, lengths).value();
+    const auto aware = simulate_policy_curve("prefix_" + base, accesses_, capacities, lengths).value();
+    for (std::size_t i = 0; i < capacities.size(); ++i)
+      EXPECT_GT(aware[i].usable_hit_ratio(), plain[i].usable_hit_ratio() - .003) << base << capacities[i];
   }
 }
 

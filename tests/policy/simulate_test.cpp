@@ -28,6 +28,43 @@ TEST(SimulatePolicy, CountsHits) {
   EXPECT_EQ(simulate_policy("lru", {}, 2).value().hit_ratio(), 0.0);
 }
 
+TEST(SimulatePolicyCurve, CountsUsableHits) {
+  // Two requests of a b c, one of a and one of b c: with room for two blocks FIFO and LRU never hit a prefix.
+  const auto accesses = keys({1, 2, 3, 1, 2, 3, 1, 2, 3});
+  const std::vector<std::uint64_t> requests{3, 0, 3, 1, 2};
+  const std::vector<std::uint64_t> capacities{3, 2, 3};
+  const auto lru = simulate_policy_curve("lru", accesses, capacities, requests).value();
+  ASSERT_EQ(lru.size(), 3U);
+  EXPECT_EQ(lru[0].hits, 6U);
+  EXPECT_EQ(lru[0].usable_hits, 6U);
+  EXPECT_EQ(lru[1].hits, 0U);
+  EXPECT_EQ(lru[2].hits, 6U);
+  // The optimum for two blocks keeps 1 and 2 of each request: 3 is never usable, but would not be a hit
+  // either.
+  const auto best = simulate_policy_curve("belady", accesses, capacities, requests).value();
+  EXPECT_EQ(best[1].hits, 4U);
+  EXPECT_EQ(best[1].usable_hits, 4U);
+}
+
+TEST(SimulatePolicyCurve, SaysWhatDoesNotFit) {
+  const auto accesses = keys({1, 2, 3});
+  const std::vector<std::uint64_t> capacities{1};
+  const auto message = [&](std::vector<std::uint64_t> requests) {
+    const auto curve = simulate_policy_curve("lru", accesses, capacities, requests);
+    if (curve) return std::string("none");
+    EXPECT_EQ(curve.error().code, ErrorCode::invalid_argument);
+    return curve.error().message;
+  };
+  EXPECT_EQ(message({1, 1}), "the requests are 2 accesses together, and there are 3");
+  EXPECT_EQ(message({2, 2}), "the requests are longer than the 3 accesses together");
+  EXPECT_EQ(message({3, ~std::uint64_t{0}}), "the requests are longer than the 3 accesses together");
+  const std::vector<std::uint64_t> none{5, 0};
+  EXPECT_EQ(simulate_policy_curve("lru", accesses, none).error().code, ErrorCode::invalid_argument);
+  EXPECT_EQ(simulate_policy_curve("clairvoyant", accesses, capacities).error().code, ErrorCode::not_found);
+  EXPECT_TRUE(simulate_policy_curve("fifo", accesses, {}).value().empty());
+  EXPECT_EQ(simulate_policy_curve("lru", {}, capacities).value().front().hits, 0U);
+}
+
 /// Streams that the default was not tuned on. It may lose a little to LRU, nowhere much.
 class DefaultPolicy : public testing::Test {
  protected:

@@ -104,6 +104,11 @@ void Life::check_statistics(bool at_rest) {
           stats.puts, stats.puts_stored, stats.puts_refused);
   require(stats.admissions_refused <= stats.admissions_asked, "statistics", "{} of {} admissions are refused",
           stats.admissions_refused, stats.admissions_asked);
+  for (const auto& points : stats.shadow)
+    for (std::size_t i = 0; i < points.size(); ++i)
+      require(points[i].hit_ratio <= 1 && points[i].hit_ratio >= (i == 0 ? 0 : points[i - 1].hit_ratio),
+              "statistics", "a tier of {} bytes would hit {} of the reads", points[i].capacity_bytes,
+              points[i].hit_ratio);
   for (const PoolStats& pool : stats.pools) {
     require(pool.used_bytes + pool.free_bytes + pool.draining_bytes == pool.mapped_bytes, "I7",
             "device {}: {} used, {} free and {} draining are not {} mapped", pool.device, pool.used_bytes,

@@ -58,6 +58,7 @@ void Life::put_key(std::uint64_t key) {
   options.evictable = what.evictable;
   options.tenant = what.tenant;
   options.recompute_cost_ns = random_.chance(0.3) ? 1e6 : 0;
+  if (key % 3 != 0) options.parent = Key(key / 2);  // a forest, of which some is missing
   std::byte* const memory = host_memory(what.bytes, what);
   const bool external = what.backing == Backing::external_host;
   if (external) what.external = memory;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
 #include <harvest/policy.hpp>
 
 #include <limits>
+#include <vector>
 
 #include "wrong_input/table.hpp"
 
@@ -42,6 +44,11 @@ void show_names(Table& table) {
               make_placement_policy("weighted", {.locality = kNoNumber}));
   table.shows("`simulate_policy` with room for 0 objects", simulate_policy("lru", {}, 0));
   table.shows("`simulate_policy(\"belad\")`", simulate_policy("belad", {}, 1));
+  const std::vector<Key> accesses{1, 2, 3};
+  const std::vector<std::uint64_t> room{1};
+  for (const std::uint64_t length : {1U, 2U})
+    table.shows(fmt::format("`simulate_policy_curve` of 3 accesses in requests of {} and {}", length, length),
+                simulate_policy_curve("lru", accesses, room, std::vector<std::uint64_t>{length, length}));
   const auto nothing = simulate_policy("lru", {}, 1);
   EXPECT_EQ(nothing->hit_ratio(), 0.0);
   table.shows("`simulate_policy` of no accesses", nothing);

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -49,8 +50,7 @@ struct BlockEvent {
 struct BlockCacheConfig {
   KvLayout layout;
   /// Of the engine's pages that make a block, the unit that is named, stored and loaded. Small blocks share
-  /// more, large ones travel faster: docs/benchmarks/kv.md. 0: of as many tokens as make a layer's part of
-  /// one 1 MiB, but at most 512 tokens.
+  /// more, large ones travel faster: docs/benchmarks/kv.md. 0: as `default_block_tokens` says.
   std::uint32_t block_pages = 0;
   /// Mixed into the keys; two caches on one PeerCache differ here.
   std::uint64_t key_space = 0x4b76'426c'6f63'6b73;
@@ -74,6 +74,10 @@ struct BlockCacheConfig {
   /// Called by `poll`, `settle` and `hear`, outside of all locks; it may call the cache. It may not throw.
   std::function<void(const BlockEvent&)> on_event{};
 };
+
+/// Of whole pages, as many tokens as make the largest layer's part of a block 1 MiB; at most 512, at least
+/// one page. Requires: a layer that keeps something.
+[[nodiscard]] std::uint32_t default_block_tokens(std::span<const KvLayer> layers, std::uint32_t page_tokens);
 
 /// A prompt's longest prefix that need not be computed.
 struct PrefixMatch {
@@ -164,6 +168,8 @@ class BlockCache {
 
   [[nodiscard]] std::uint32_t block_tokens() const;
   [[nodiscard]] std::uint64_t block_bytes() const;
+  /// Of a block in the PeerCache, where its bytes lie layer behind layer, in a layer part behind part.
+  [[nodiscard]] Key object_key(const Key& key) const;
 
   // --- reading -----------------------------------------------------------------------------------
 
@@ -185,7 +191,7 @@ class BlockCache {
   /// work: nothing that is given to `stream` later waits for this. Blocks that are here already are skipped.
   /// Answers how many are under way. `poll` and `settle` carry them on. Errors: as `load`.
   Result<std::size_t> store(std::span<const Key> keys, std::span<const std::uint32_t> pages, StreamId stream,
-                            const Key& parent = {});
+                            const std::optional<Key>& parent = {});
 
   /// Other content will be written to these pages by work that is given to `stream` from now on: that runs
   /// after what still reads them for a store. Stores of them that have not begun are given up.

@@ -73,6 +73,12 @@ struct KvLayout {
                                                  std::uint32_t page_tokens, std::uint32_t pages,
                                                  std::span<const KvTensor> tensors);
 
+  /// How many bytes each of those tensors has, in their order, for who allocates them. Errors: as `describe`.
+  [[nodiscard]] static Result<std::vector<std::uint64_t>> tensor_bytes(KvArrangement arrangement,
+                                                                       std::span<const KvLayer> layers,
+                                                                       std::uint32_t page_tokens,
+                                                                       std::uint32_t pages);
+
   [[nodiscard]] std::uint64_t bytes_per_token() const;
   [[nodiscard]] std::uint64_t page_bytes() const { return page_tokens * bytes_per_token(); }
   [[nodiscard]] std::uint64_t layer_page_bytes(std::uint32_t layer) const {

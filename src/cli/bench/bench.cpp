@@ -97,6 +97,7 @@ void add_bench(CLI::App& app, Action& chosen) {
   bench::add_reclaim(*command, chosen);
   bench::add_owner(*command, chosen);
   bench::add_moe(*command, chosen);
+  bench::add_kv(*command, chosen);
   bench::add_memory(*command, chosen);
   bench::add_lookup(*command, chosen);
   bench::add_calibrate(*command, chosen);
@@ -104,9 +105,8 @@ void add_bench(CLI::App& app, Action& chosen) {
     if (command->get_subcommands().empty())
       chosen = [] {
         return complain(Exit::bad_input, "bench",
-                        "a benchmark is missing: link, fetch, reclaim, owner, moe, memory, lookup or "
-                        "calibrate "
-                        "(see harvest bench --help)");
+                        "a benchmark is missing: link, fetch, reclaim, owner, moe, kv, memory, lookup or "
+                        "calibrate (see harvest bench --help)");
       };
   });
 }

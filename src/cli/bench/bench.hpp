@@ -39,6 +39,7 @@ void add_fetch(CLI::App& bench, Action& chosen);
 void add_reclaim(CLI::App& bench, Action& chosen);
 void add_owner(CLI::App& bench, Action& chosen);
 void add_moe(CLI::App& bench, Action& chosen);
+void add_kv(CLI::App& bench, Action& chosen);
 void add_memory(CLI::App& bench, Action& chosen);
 void add_lookup(CLI::App& bench, Action& chosen);
 void add_calibrate(CLI::App& bench, Action& chosen);

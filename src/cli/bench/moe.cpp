@@ -283,19 +283,6 @@ void add_fractions(CLI::App& command, const std::string& name, std::vector<doubl
       ->default_str("0.5");
 }
 
-void add_names(CLI::App& command, const std::string& name, std::vector<std::string>& target,
-               const std::string& description) {
-  command
-      .add_option_function<std::string>(
-          name,
-          [name, &target](const std::string& text) {
-            target = split_list(text);
-            if (target.empty()) throw CLI::ValidationError(name, "the list is empty");
-          },
-          description)
-      ->type_name("NAME,NAME,...");
-}
-
 }  // namespace
 
 void add_moe(CLI::App& bench, Action& chosen) {

@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "cli/moe/roofline.hpp"
+#include "cli/roofline.hpp"
 
 /// Mixtures of experts by name, as far as a benchmark must know them.
 namespace harvest::cli {

@@ -13,10 +13,10 @@
 #include <string>
 #include <string_view>
 
-#include "cli/moe/roofline.hpp"
 #include "cli/moe/shapes.hpp"
 #include "cli/output.hpp"
 #include "cli/owners.hpp"
+#include "cli/roofline.hpp"
 
 /// A server of one model, whose experts do not all fit, under several strategies; in virtual time.
 namespace harvest::cli {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cli/moe/roofline.hpp"
+#include "cli/roofline.hpp"
 
 #include <fmt/format.h>
 

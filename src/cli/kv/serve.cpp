@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/kv/serve.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "cli/kv/server.hpp"
+
+namespace harvest::cli {
+namespace {
+
+constexpr std::array<std::string_view, 5> kNames{"bound", "recompute", "host", "peer+host", "harvest"};
+
+}  // namespace
+
+std::span<const std::string_view> serve_strategy_names() {
+  return std::span(kNames).subspan(1);
+}
+
+std::string_view to_string(ServeStrategy strategy) {
+  return kNames[static_cast<std::size_t>(strategy)];
+}
+
+Result<ServeStrategy> serve_strategy_from(std::string_view name) {
+  const auto known = serve_strategy_names();
+  const auto found = std::ranges::find(known, name);
+  if (found == known.end())
+    return fail(ErrorCode::not_found,
+                fmt::format("no strategy '{}'; known are {}", name, fmt::join(known, ", ")));
+  return static_cast<ServeStrategy>(found - known.begin() + 1);
+}
+
+Percentiles percentiles_of(std::vector<TimeNs>& values) {
+  if (values.empty()) return {};
+  std::ranges::sort(values);
+  const auto rank = [&](std::size_t percent) { return values[(values.size() * percent + 99) / 100 - 1]; };
+  return {rank(50), rank(90), rank(99)};
+}
+
+Result<ServeFigures> serve(const ServeRun& run, ServeStrategy strategy, Progress& progress) {
+  Server server(run, strategy);
+  if (Status ready = server.prepare(); !ready) return tl::unexpected(ready.error());
+  if (Status served = server.serve(progress); !served) return tl::unexpected(served.error());
+  return server.figures();
+}
+
+}  // namespace harvest::cli

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/kv/server.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+/// Passes over the model: what is in them, how long they take, and what follows from them.
+namespace harvest::cli {
+namespace {
+
+constexpr double kAtOnce = 1e15;  // bytes a second
+
+}  // namespace
+
+Server::~Server() {
+  running_.clear();  // with their loads
+  lower_.reset();
+  if (compute_ != StreamId::none) static_cast<void>(backend_->destroy_stream(compute_));
+}
+
+namespace {
+
+/// A server pins its host memory before it serves. For the bound the GPU has the memory of its peers too, and
+/// what is on the host is there at once.
+Machine machine_for(const ServeRun& run, ServeStrategy strategy) {
+  Machine machine = run.machine;
+  machine.costs.pin_ns_per_gib = 0;
+  if (strategy != ServeStrategy::bound) return machine;
+  machine.devices[0].info.total_bytes += run.peer_bytes * run.peers.size();
+  for (MachineLink& link : machine.links) {
+    const bool host_wire = (link.info.from == kHost) != (link.info.to == kHost);
+    if (!host_wire || std::max(link.info.from, link.info.to) != 0) continue;
+    link.ports.clear();
+    link.info.bandwidth_bytes_per_s = kAtOnce;
+    link.info.latency_ns = link.info.issue_ns = link.info.issue_batched_ns = 0;
+  }
+  return machine;
+}
+
+}  // namespace
+
+Status Server::prepare() {
+  SimulationOptions options;
+  options.bytes = SimulatedBytes::phantom;
+  options.seed = run_.seed;
+  Machine machine = machine_for(run_, strategy_);
+  auto backend = make_simulated_backend(std::move(machine), options);
+  if (!backend) return tl::unexpected(backend.error());
+  backend_ = std::move(*backend);
+  const auto stream = backend_->create_stream(0);
+  if (!stream) return tl::unexpected(stream.error());
+  compute_ = *stream;
+
+  std::uint64_t bytes = run_.local_bytes;
+  if (strategy_ == ServeStrategy::bound) bytes += run_.peer_bytes * run_.peers.size();
+  const auto pages = static_cast<std::uint32_t>(bytes / run_.block_bytes());
+  for (const ServedRequest& request : run_.requests) {
+    const std::uint64_t most = (request.input_tokens + request.output_tokens) / kServedBlockTokens + 2;
+    if (most > pages)
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("a request of {} tokens and {} more needs {} blocks of {}; local memory of {} "
+                              "has {}",
+                              request.input_tokens, request.output_tokens, most,
+                              format_bytes(run_.block_bytes()), format_bytes(bytes), pages));
+  }
+  pages_.emplace(pages);
+  if (strategy_ != ServeStrategy::recompute) {
+    auto lower = LowerTiers::create(*backend_, run_, strategy_, pages, compute_);
+    if (!lower) return tl::unexpected(lower.error());
+    lower_ = std::move(*lower);
+    pages_->on_forget = [this](const Key& key, std::uint32_t) { lower_->blocks().forget_local({&key, 1}); };
+  }
+  begin_ns_ = backend_->now_ns();
+  return {};
+}
+
+Status Server::serve(Progress& progress) {
+  figures_.strategy = strategy_;
+  while (figures_.completed < run_.requests.size()) {
+    hear_of_arrivals();
+    if (Status admitted = admit(); !admitted) return admitted;
+    compose();
+    if (work_.empty())
+      idle();
+    else if (Status passed = run_pass(); !passed)
+      return passed;
+    progress.at(figures_.completed);
+  }
+  figures_.duration_ns = backend_->now_ns() - begin_ns_;
+  return {};
+}
+
+void Server::compose() {
+  work_ = {};
+  decoding_.clear();
+  chunks_.clear();
+  add_next_tokens();
+  add_chunks(false);
+  add_chunks(true);
+}
+
+/// Every sequence that answers gets its next token; a page may have to be taken from the youngest for it.
+void Server::add_next_tokens() {
+  for (auto it = running_.begin(); it != running_.end(); ++it) {
+    if (it->prefilling()) continue;
+    while (!grow(*it)) {
+      const auto youngest = std::prev(running_.end());
+      const bool itself = youngest == it;
+      preempt(youngest);
+      if (itself) return;
+    }
+    decoding_.push_back(&*it);
+    work_.add_next_token(static_cast<double>(it->computed));
+  }
+}
+
+/// Of prompts that are waited for by nothing, or of those whose blocks are still on their way. These join
+/// when the rest is expected to come while the pass computes, layer by layer; or when there is nothing else
+/// to do.
+void Server::add_chunks(bool loading) {
+  for (Sequence& sequence : running_) {
+    if (!sequence.prefilling() || sequence.load.has_value() != loading) continue;
+    const auto taken = static_cast<std::uint64_t>(work_.tokens);
+    if (taken >= run_.chunk_tokens) return;
+    const std::uint64_t tokens = std::min(run_.chunk_tokens - taken, sequence.target - sequence.computed);
+    PassWork with = work_;
+    with.add_chunk(static_cast<double>(tokens), static_cast<double>(sequence.computed));
+    if (sequence.computed + tokens == sequence.target) with.sampled += 1;
+    const bool may_wait = !work_.empty() && !waits_for_all();
+    if (loading && may_wait && backend_->now_ns() + run_.rank.pass_ns(with) < sequence.load_due_ns) continue;
+    work_ = with;
+    chunks_.push_back({&sequence, tokens});
+  }
+}
+
+Status Server::run_pass() {
+  const TimeNs begin = backend_->now_ns();
+  if (Status submitted = submit(); !submitted) return submitted;
+  if (Status waited = wait_for_pass(); !waited) return waited;
+  pass_ns_ += backend_->now_ns() - begin;
+  for (const Chunk& chunk : chunks_)
+    if (Status done = after_chunk(chunk); !done) return done;
+  for (Sequence* const sequence : decoding_) {
+    ++sequence->computed;
+    draw_token(*sequence);
+  }
+  leave_finished();
+  poll();
+  return {};
+}
+
+/// A kernel for each group of layers, behind the blocks that it reads.
+Status Server::submit() {
+  const TimeNs layer_ns = run_.rank.layer_ns(work_);
+  const TimeNs head_ns = run_.rank.head_ns(work_);
+  const std::uint32_t layers = run_.rank.model().layers;
+  computed_ns_ += layers * layer_ns + head_ns;
+  const bool loads =
+      std::ranges::any_of(chunks_, [](const Chunk& c) { return c.sequence->load.has_value(); });
+  const std::uint32_t group = loads ? (layers + run_.layer_groups - 1) / run_.layer_groups : layers;
+  for (std::uint32_t first = 0; first < layers; first += group) {
+    const std::uint32_t end = std::min(first + group, layers);
+    for (const Chunk& chunk : chunks_) {
+      if (!chunk.sequence->load) continue;
+      const std::uint32_t behind = waits_for_all() ? layers - 1 : end - 1;
+      if (Status ordered = chunk.sequence->load->order_behind(behind, compute_); !ordered) return ordered;
+    }
+    const TimeNs ns = (end - first) * layer_ns + (end == layers ? head_ns : 0);
+    if (Status given = backend_->submit_kernel(compute_, ns); !given) return given;
+  }
+  return {};
+}
+
+Status Server::wait_for_pass() {
+  const auto end = backend_->record_event(compute_);
+  if (!end) return tl::unexpected(end.error());
+  while (backend_->wait_event(*end, lower_ ? next_poll_ns_ : kNever) == EventState::pending) poll();
+  backend_->release_event(*end);
+  return {};
+}
+
+Status Server::after_chunk(const Chunk& chunk) {
+  Sequence& sequence = *chunk.sequence;
+  figures_.computed_tokens += chunk.tokens;
+  if (sequence.load && !finish_load(sequence)) return {};  // what was computed behind a gap means nothing
+  sequence.computed += chunk.tokens;
+  if (Status named = name_blocks(sequence); !named) return named;
+  if (!sequence.prefilling()) draw_token(sequence);
+  return {};
+}
+
+/// Answers whether all of it came. Else the sequence goes on from the first block that did not.
+bool Server::finish_load(Sequence& sequence) {
+  const auto lost = sequence.load->finish();
+  const std::size_t came = lost.empty() ? sequence.loading.size() : lost.front();
+  for (std::size_t i = 0; i < sequence.loading.size(); ++i) {
+    const auto [block, tier] = sequence.loading[i];
+    if (i < came && !lower_->holds(sequence.pages[block], sequence.request->keys[block]))
+      figures_.wrong_bytes += run_.block_bytes();
+  }
+  if (!lost.empty()) forget_from(sequence, sequence.loading[came].block);
+  const bool all = lost.empty();
+  sequence.load.reset();
+  return all;
+}
+
+/// What was found from this block on is to be computed after all. Where a page is shared, the same keys and
+/// values are written to it again.
+void Server::forget_from(Sequence& sequence, std::size_t first) {
+  const std::size_t end = sequence.computed / kServedBlockTokens;
+  for (std::size_t block = first; block < end && !sequence.again; ++block) {
+    const auto loaded = std::ranges::find(sequence.loading, block, &Sequence::Loading::block);
+    const Tier tier = loaded == sequence.loading.end() ? Tier::local : loaded->tier;
+    --figures_.hits[static_cast<std::size_t>(tier)];
+    ++figures_.recomputed;
+    ++figures_.lost;
+  }
+  sequence.computed = first * kServedBlockTokens;
+}
+
+/// Blocks that are complete now may be used by others, and are kept below.
+Status Server::name_blocks(Sequence& sequence) {
+  const auto& keys = sequence.request->keys;
+  const std::size_t full = std::min<std::size_t>(keys.size(), sequence.computed / kServedBlockTokens);
+  const std::size_t begin = sequence.named;
+  if (full <= begin) return {};
+  sequence.named = full;
+  for (std::size_t i = begin; i < full; ++i)
+    if (pages_->name(sequence.pages[i], keys[i]) && lower_)
+      if (Status noted = lower_->blocks().note_local({&keys[i], 1}, {&sequence.pages[i], 1}); !noted)
+        return noted;
+  if (!lower_) return {};
+  return lower_->computed(std::span(keys).subspan(begin, full - begin),
+                          std::span(sequence.pages).subspan(begin, full - begin),
+                          begin == 0 ? Key{} : keys[begin - 1]);
+}
+
+void Server::draw_token(Sequence& sequence) {
+  const TimeNs now = backend_->now_ns();
+  if (sequence.produced++ == 0) {
+    ttft_ns_.push_back(now - begin_ns_ - sequence.request->arrival_ns);
+    sequence.begun_answer_ns = now;
+  } else {
+    tbt_ns_.push_back(now - sequence.last_token_ns);
+  }
+  sequence.last_token_ns = now;
+  ++figures_.output_tokens;
+}
+
+void Server::leave_finished() {
+  for (auto it = running_.begin(); it != running_.end();) {
+    Sequence& sequence = *it;
+    if (sequence.produced < sequence.request->output_tokens) {
+      ++it;
+      continue;
+    }
+    const TimeNs ttft = sequence.begun_answer_ns - begin_ns_ - sequence.request->arrival_ns;
+    const auto gaps = static_cast<TimeNs>(sequence.produced - 1);
+    const TimeNs tbt = gaps == 0 ? 0 : (sequence.last_token_ns - sequence.begun_answer_ns) / gaps;
+    if (ttft <= run_.ttft_limit_ns && tbt <= run_.tbt_limit_ns) ++good_;
+    let_go(sequence);
+    ++figures_.completed;
+    it = running_.erase(it);
+  }
+}
+
+/// Until the next request.
+void Server::idle() {
+  const TimeNs until = begin_ns_ + run_.requests[next_arrival_].arrival_ns;
+  while (backend_->now_ns() < until) {
+    backend_->sleep_until(lower_ ? std::min(until, next_poll_ns_) : until);
+    poll();
+  }
+}
+
+void Server::poll() {
+  if (lower_ && next_poll_ns_ <= backend_->now_ns()) next_poll_ns_ = lower_->poll();
+}
+
+ServeFigures Server::figures() {
+  const double seconds = static_cast<double>(figures_.duration_ns) / 1e9;
+  figures_.ttft = percentiles_of(ttft_ns_);
+  figures_.tbt = percentiles_of(tbt_ns_);
+  figures_.tokens_per_s = static_cast<double>(figures_.output_tokens) / seconds;
+  figures_.goodput_per_s = static_cast<double>(good_) / seconds;
+  if (pass_ns_ > 0)
+    figures_.exposed_stall_fraction = 1 - static_cast<double>(computed_ns_) / static_cast<double>(pass_ns_);
+  if (lower_) {
+    figures_.cache = lower_->blocks().stats();
+    figures_.bytes_from = figures_.cache.loaded_bytes;
+    figures_.owners = lower_->owners();
+  }
+  return figures_;
+}
+
+}  // namespace harvest::cli

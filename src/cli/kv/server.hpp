@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <deque>
+#include <list>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "cli/kv/local_pages.hpp"
+#include "cli/kv/lower_tiers.hpp"
+#include "cli/kv/serve.hpp"
+
+namespace harvest::cli {
+
+/// A request on its way. Of its tokens `computed` have keys and values in `pages`.
+struct Sequence {
+  const ServedRequest* request = nullptr;
+  std::vector<std::uint32_t> pages;
+  std::uint64_t target = 0;  ///< tokens to compute before the next one is drawn
+  std::uint64_t computed = 0;
+  std::uint64_t produced = 0;  ///< tokens drawn
+  std::size_t named = 0;       ///< blocks that are the prefix cache's, too
+  TimeNs last_token_ns = 0;
+  TimeNs begun_answer_ns = 0;
+  bool again = false;  ///< it was preempted; its blocks are counted already
+  std::optional<kv::BlockLoad> load{};
+  struct Loading {
+    std::size_t block;
+    Tier tier;
+  };
+  std::vector<Loading> loading{};  ///< in the order of `load`
+  TimeNs load_due_ns = 0;          ///< when it is expected to be there
+
+  [[nodiscard]] bool prefilling() const { return computed < target; }
+};
+
+/// One run of a server. Passes follow each other; in each all running sequences get a token, and what is left
+/// of its tokens goes to prompts, first come, first served.
+class Server {
+ public:
+  Server(const ServeRun& run, ServeStrategy strategy) : run_(run), strategy_(strategy) {}
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  [[nodiscard]] Status prepare();
+  [[nodiscard]] Status serve(Progress& progress);
+  /// Requires: all is served.
+  [[nodiscard]] ServeFigures figures();
+
+ private:
+  struct Chunk {
+    Sequence* sequence;
+    std::uint64_t tokens;
+  };
+  using Running = std::list<Sequence>;
+
+  // --- admission.cpp: who comes in, with what, and who goes ---
+  void hear_of_arrivals();
+  [[nodiscard]] Status admit();
+  [[nodiscard]] Result<bool> begin(Sequence& sequence);
+  [[nodiscard]] bool has_room(const Sequence& sequence, std::size_t most) const;
+  [[nodiscard]] kv::PrefixMatch known_prefix(std::span<const Key> keys);
+  void count_blocks(const Sequence& sequence, const kv::PrefixMatch& match);
+  [[nodiscard]] Status begin_load(Sequence& sequence, const kv::PrefixMatch& match);
+  [[nodiscard]] bool grow(Sequence& sequence);
+  void take_pages(Sequence& sequence);
+  void preempt(Running::iterator victim);
+  void let_go(Sequence& sequence);
+
+  // --- server.cpp: passes ---
+  void compose();
+  void add_next_tokens();
+  void add_chunks(bool loading);
+  [[nodiscard]] Status run_pass();
+  [[nodiscard]] Status submit();
+  [[nodiscard]] Status wait_for_pass();
+  [[nodiscard]] Status after_chunk(const Chunk& chunk);
+  [[nodiscard]] Status name_blocks(Sequence& sequence);
+  bool finish_load(Sequence& sequence);
+  void forget_from(Sequence& sequence, std::size_t first);
+  void draw_token(Sequence& sequence);
+  void leave_finished();
+  void idle();
+  void poll();
+  [[nodiscard]] bool waits_for_all() const { return strategy_ == ServeStrategy::peer_host; }
+
+  const ServeRun& run_;
+  ServeStrategy strategy_;
+  std::unique_ptr<SimulatedBackend> backend_;
+  StreamId compute_ = StreamId::none;
+  std::optional<LocalPages> pages_;
+  std::unique_ptr<LowerTiers> lower_;
+  TimeNs begin_ns_ = 0;
+  TimeNs next_poll_ns_ = 0;
+
+  std::size_t next_arrival_ = 0;
+  std::deque<Sequence> waiting_;
+  Running running_;  ///< the oldest first
+
+  std::vector<Sequence*> decoding_;  ///< in the pass, as the chunks
+  std::vector<Chunk> chunks_;
+  PassWork work_;
+  std::vector<std::uint32_t> taken_;
+
+  ServeFigures figures_;
+  std::vector<TimeNs> ttft_ns_;
+  std::vector<TimeNs> tbt_ns_;
+  std::uint64_t good_ = 0;
+  TimeNs pass_ns_ = 0;      ///< of all passes
+  TimeNs computed_ns_ = 0;  ///< of that, spent computing
+};
+
+}  // namespace harvest::cli

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <harvest/kv/turns.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/assert.hpp"
+
+namespace harvest::kv {
+
+Result<Turns> Turns::create(const TurnsConfig& config) {
+  const auto positive = [](const char* name, std::uint64_t value) -> Status {
+    if (value > 0) return {};
+    return fail(ErrorCode::invalid_argument, fmt::format("{} is 0, the least is 1", name));
+  };
+  for (const auto& [name, value] : {std::pair<const char*, std::uint64_t>{"room_tokens", config.room_tokens},
+                                    {"quantum_tokens", config.quantum_tokens},
+                                    {"page_tokens", config.page_tokens},
+                                    {"most_running", config.most_running},
+                                    {"most_moving", config.most_moving}})
+    if (Status status = positive(name, value); !status) return tl::unexpected(status.error());
+  if (config.quantum_tokens > config.room_tokens)
+    return fail(ErrorCode::invalid_argument, fmt::format("quantum_tokens is {}, room_tokens allows {}",
+                                                         config.quantum_tokens, config.room_tokens));
+  return Turns(config);
+}
+
+Status Turns::add(Id id, std::uint64_t tokens) {
+  if (room_for(tokens + config_.quantum_tokens) > config_.room_tokens)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("sequence {} has {} tokens and a turn of {}, room_tokens is {}", id, tokens,
+                            config_.quantum_tokens, config_.room_tokens));
+  const auto [added, is_new] = sequences_.try_emplace(id);
+  if (!is_new) return fail(ErrorCode::invalid_argument, fmt::format("sequence {} is there already", id));
+  added->second.tokens = tokens;
+  added->second.place = line_.insert(line_.end(), id);
+  return {};
+}
+
+std::uint64_t Turns::room_for(std::uint64_t tokens) const {
+  return (tokens + config_.page_tokens - 1) / config_.page_tokens * config_.page_tokens;
+}
+
+/// Room for `tokens` tokens in all, if there is that much.
+bool Turns::grant(Sequence& sequence, std::uint64_t tokens) {
+  const std::uint64_t more = room_for(tokens) - room_for(sequence.granted);
+  if (used_ + more > config_.room_tokens) return false;
+  used_ += more;
+  sequence.granted = tokens;
+  return true;
+}
+
+const std::vector<Turns::Move>& Turns::decide() {
+  moves_.clear();
+  grant_more();
+  bring_first();
+  if (!config_.take_turns) return moves_;
+  make_room();
+  bring_first();  // who leaves does not run any more, and there may have been room for one more but not a
+                  // place
+  return moves_;
+}
+
+/// Who has generated all that there was room for. While others wait it gets one page at a time: it leaves
+/// soon, and what it takes is theirs.
+void Turns::grant_more() {
+  const bool wanted = config_.take_turns && !line_.empty();
+  bool stuck = false;
+  for (const Id id : running_) {
+    Sequence& sequence = sequences_.at(id);
+    if (sequence.tokens < sequence.granted) continue;
+    const std::uint64_t more = wanted ? config_.page_tokens : config_.quantum_tokens;
+    if (!grant(sequence, sequence.granted + more))
+      stuck = true;
+    else if (!wanted)
+      sequence.turn_end = sequence.granted;
+  }
+  // The room is used up by those who run: one has to go for the others, and the last that came lost least.
+  if (stuck && !wanted && leaving_ == 0 && coming_ == 0 && running_.size() > 1) leave(running_.back());
+}
+
+void Turns::bring_first() {
+  while (!line_.empty() && coming_ < config_.most_moving &&
+         running_.size() + coming_ < config_.most_running) {
+    const Id id = line_.front();
+    Sequence& sequence = sequences_.at(id);
+    if (!grant(sequence, sequence.tokens + config_.quantum_tokens)) return;
+    line_.pop_front();
+    sequence.state = State::coming;
+    sequence.turn_end = sequence.granted;
+    ++coming_;
+    moves_.push_back({Move::Kind::bring, id, sequence.tokens});
+  }
+}
+
+/// For those who are next in line, as many as may come.
+void Turns::make_room() {
+  std::uint64_t wanted = 0;
+  std::uint32_t heads = 0;
+  for (const Id id : line_) {
+    if (coming_ + ++heads > config_.most_moving) return;
+    wanted += room_for(sequences_.at(id).tokens + config_.quantum_tokens);
+    while (used_ - leaving_room_ + wanted > config_.room_tokens ||
+           running_.size() + coming_ + heads > config_.most_running)
+      if (leaving_ == config_.most_moving || !leave_first()) return;
+  }
+}
+
+/// The first that came of those who have had their turn; false if none has.
+bool Turns::leave_first() {
+  for (const Id id : running_) {
+    const Sequence& sequence = sequences_.at(id);
+    if (sequence.tokens < sequence.turn_end) continue;
+    leave(id);
+    return true;
+  }
+  return false;
+}
+
+void Turns::leave(Id id) {
+  Sequence& sequence = sequences_.at(id);
+  std::erase(running_, id);
+  sequence.state = State::leaving;
+  leaving_room_ += room_for(sequence.granted);
+  ++leaving_;
+  moves_.push_back({Move::Kind::leave, id, sequence.tokens});
+}
+
+void Turns::came(Id id) {
+  Sequence& sequence = sequences_.at(id);
+  HARVEST_ASSERT(sequence.state == State::coming, "came, and was not to be brought");
+  --coming_;
+  sequence.state = State::running;
+  running_.push_back(id);
+}
+
+void Turns::left(Id id) {
+  Sequence& sequence = sequences_.at(id);
+  HARVEST_ASSERT(sequence.state == State::leaving, "left, and was not to leave");
+  free_room(sequence);
+  sequence.state = State::waiting;
+  sequence.place = line_.insert(config_.take_turns ? line_.end() : line_.begin(), id);
+}
+
+void Turns::ran(Id id, std::uint64_t tokens) {
+  Sequence& sequence = sequences_.at(id);
+  HARVEST_ASSERT(sequence.state == State::running, "ran, and was not running");
+  HARVEST_ASSERT(sequence.tokens + tokens <= sequence.granted, "ran beyond its room");
+  sequence.tokens += tokens;
+}
+
+void Turns::finish(Id id) {
+  Sequence& sequence = sequences_.at(id);
+  switch (sequence.state) {
+    case State::waiting: line_.erase(sequence.place); break;
+    case State::running: std::erase(running_, id); break;
+    case State::coming: --coming_; break;
+    case State::leaving: break;  // counted by its room
+  }
+  free_room(sequence);
+  sequences_.erase(id);
+}
+
+void Turns::free_room(Sequence& sequence) {
+  const std::uint64_t room = room_for(sequence.granted);
+  if (sequence.state == State::leaving) {
+    --leaving_;
+    leaving_room_ -= room;
+  }
+  used_ -= room;
+  sequence.granted = 0;
+}
+
+std::uint64_t Turns::can_run(Id id) const {
+  const Sequence& sequence = sequences_.at(id);
+  return sequence.granted - sequence.tokens;
+}
+
+}  // namespace harvest::kv

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <harvest/kv/turns.hpp>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "base/random.hpp"
+
+namespace harvest::kv {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using Id = Turns::Id;
+
+Turns make(const TurnsConfig& config) {
+  return *Turns::create(config);
+}
+
+std::vector<Id> ids(const std::vector<Turns::Move>& moves, Turns::Move::Kind kind) {
+  std::vector<Id> found;
+  for (const Turns::Move& move : moves)
+    if (move.kind == kind) found.push_back(move.id);
+  return found;
+}
+
+std::vector<Id> brought(Turns& turns) {
+  return ids(turns.decide(), Turns::Move::Kind::bring);
+}
+
+TEST(Turns, BringsInTheOrderOfArrivalWhatHasRoom) {
+  Turns turns = make({.room_tokens = 100, .quantum_tokens = 10});
+  ASSERT_TRUE(turns.add(1, 40));
+  ASSERT_TRUE(turns.add(2, 60));
+  ASSERT_TRUE(turns.add(3, 10));
+  EXPECT_THAT(brought(turns), ElementsAre(1)) << "3 would fit, and 2 was there first";
+  EXPECT_EQ(turns.room_used(), 50U);
+  turns.came(1);
+  EXPECT_THAT(turns.running(), ElementsAre(1));
+  EXPECT_EQ(turns.can_run(1), 10U);
+}
+
+TEST(Turns, NobodyLeavesBeforeItsTurnIsOverOrForNobody) {
+  Turns turns = make({.room_tokens = 30, .quantum_tokens = 10});
+  ASSERT_TRUE(turns.add(1, 10));
+  EXPECT_THAT(brought(turns), ElementsAre(1));
+  turns.came(1);
+  turns.ran(1, 10);
+  EXPECT_THAT(turns.decide(), IsEmpty());
+  EXPECT_EQ(turns.can_run(1), 10U) << "nobody waits: another turn";
+  ASSERT_TRUE(turns.add(2, 10));
+  turns.ran(1, 9);
+  EXPECT_THAT(turns.decide(), IsEmpty());
+  turns.ran(1, 1);
+  EXPECT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(1));
+  EXPECT_THAT(turns.running(), IsEmpty());
+  EXPECT_THAT(turns.decide(), IsEmpty()) << "its room is not free before it has left";
+  turns.left(1);
+  EXPECT_THAT(brought(turns), ElementsAre(2));
+  EXPECT_EQ(turns.waiting(), 1U);
+}
+
+TEST(Turns, WithoutTurnsTheLastLeavesOnlyWhenTheRoomIsUsedUp) {
+  Turns turns = make({.room_tokens = 40, .quantum_tokens = 10, .take_turns = false});
+  ASSERT_TRUE(turns.add(1, 10));
+  ASSERT_TRUE(turns.add(2, 10));
+  ASSERT_TRUE(turns.add(3, 10));
+  EXPECT_THAT(brought(turns), ElementsAre(1, 2));
+  turns.came(1);
+  turns.came(2);
+  turns.ran(1, 10);
+  EXPECT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(2));
+  turns.left(2);
+  EXPECT_THAT(turns.decide(), IsEmpty()) << "2 is first in line, and 1 has taken room to go on";
+  EXPECT_EQ(turns.can_run(1), 10U);
+  turns.finish(1);
+  EXPECT_THAT(brought(turns), ElementsAre(2, 3));
+}
+
+TEST(Turns, RefusesWhatCannotBeMeant) {
+  EXPECT_THAT(Turns::create({}).error().message, HasSubstr("room_tokens is 0"));
+  EXPECT_THAT(Turns::create({.room_tokens = 10, .quantum_tokens = 11}).error().message,
+              HasSubstr("quantum_tokens is 11, room_tokens allows 10"));
+  EXPECT_THAT(Turns::create({.room_tokens = 99, .most_moving = 0}).error().message,
+              HasSubstr("most_moving is 0"));
+  Turns turns = make({.room_tokens = 100, .quantum_tokens = 10});
+  EXPECT_THAT(turns.add(1, 91).error().message, HasSubstr("91 tokens and a turn of 10, room_tokens is 100"));
+  ASSERT_TRUE(turns.add(1, 90));
+  EXPECT_THAT(turns.add(1, 1).error().message, HasSubstr("is there already"));
+}
+
+/// An engine of random speed: moves end late and out of order, sequences come and finish at any time. It
+/// keeps its own books of all that the header promises.
+class Life {
+ public:
+  explicit Life(std::uint64_t seed) : random_(seed) {
+    config_.quantum_tokens = 1 + random_.next_below(20);
+    config_.page_tokens = 1 + random_.next_below(8);
+    config_.room_tokens = 200 + config_.quantum_tokens + random_.next_below(600);
+    config_.most_moving = 1 + random_.next_below(4);
+    config_.most_running = 1 + random_.next_below(12);
+    config_.take_turns = random_.next_below(4) != 0;
+    turns_.emplace(make(config_));
+  }
+
+  void step() {
+    if (added_ < kSequences && random_.next_below(3) == 0) add();
+    check_decision(turns_->decide());
+    end_moves();
+    run();
+    check_room();
+  }
+
+  void live() {
+    for (int i = 0; i < 40'000 && finished_ < kSequences; ++i) step();
+    EXPECT_EQ(finished_, kSequences) << "somebody waits for ever";
+    EXPECT_EQ(turns_->room_used(), 0U);
+  }
+
+ private:
+  struct Known {
+    std::uint64_t tokens = 0;
+    std::uint64_t goal = 0;
+    std::uint64_t waits_since = 0;
+    std::uint64_t turn_end = 0;
+    bool on_gpu = false;
+  };
+
+  void add() {
+    const Id id = added_++;
+    Known known{1 + random_.next_below(90), 0, ++clock_};
+    known.goal = known.tokens + 1 + random_.next_below(90);
+    ASSERT_TRUE(turns_->add(id, known.tokens));
+    known_[id] = known;
+  }
+
+  void check_decision(const std::vector<Turns::Move>& moves) {
+    for (const Turns::Move& move : moves) {
+      Known& known = known_.at(move.id);
+      EXPECT_EQ(move.tokens, known.tokens);
+      if (move.kind == Turns::Move::Kind::bring) {
+        for (const auto& [id, other] : known_)
+          if (id != move.id && !other.on_gpu && config_.take_turns)
+            EXPECT_LT(known.waits_since, other.waits_since) << "somebody was overtaken";
+        known.on_gpu = true;
+        known.turn_end = known.tokens + config_.quantum_tokens;
+        coming_.push_back(move.id);
+      } else {
+        // Somebody waits for it, or nobody has room to go on.
+        if (config_.take_turns && known.tokens < known.turn_end) EXPECT_EQ(turns_->waiting(), 0U);
+        leaving_.push_back(move.id);
+      }
+    }
+    EXPECT_LE(coming_.size(), config_.most_moving);
+    EXPECT_LE(leaving_.size(), config_.most_moving);
+    EXPECT_LE(turns_->running().size() + coming_.size(), config_.most_running);
+    check_work();
+  }
+
+  /// Is there room, and somebody who would fit?
+  void check_work() {
+    const Known* first = nullptr;
+    for (const auto& [id, known] : known_)
+      if (!known.on_gpu && (first == nullptr || known.waits_since < first->waits_since)) first = &known;
+    if (first == nullptr || !config_.take_turns) return;
+    const bool seats = turns_->running().size() + coming_.size() < config_.most_running &&
+                       coming_.size() < config_.most_moving;
+    EXPECT_FALSE(seats &&
+                 turns_->room_used() + pages(first->tokens + config_.quantum_tokens) <= config_.room_tokens)
+        << "room, and somebody waits";
+  }
+
+  [[nodiscard]] std::uint64_t pages(std::uint64_t tokens) const {
+    return (tokens + config_.page_tokens - 1) / config_.page_tokens * config_.page_tokens;
+  }
+
+  void end_moves() {
+    if (!coming_.empty() && random_.next_below(2) == 0) turns_->came(take_any(coming_));
+    if (!leaving_.empty() && random_.next_below(2) == 0) {
+      const Id id = take_any(leaving_);
+      known_.at(id).on_gpu = false;
+      known_.at(id).waits_since = ++clock_;
+      turns_->left(id);
+    }
+  }
+
+  Id take_any(std::vector<Id>& from) {
+    const auto at = from.begin() + random_.next_below(static_cast<std::uint32_t>(from.size()));
+    const Id id = *at;
+    from.erase(at);
+    return id;
+  }
+
+  void run() {
+    const std::vector<Id> running = turns_->running();
+    bool ran = running.empty() || !leaving_.empty() || !coming_.empty();
+    for (const Id id : running) {
+      Known& known = known_.at(id);
+      const std::uint64_t tokens = std::min(turns_->can_run(id), known.goal - known.tokens);
+      ran = ran || tokens > 0;
+      turns_->ran(id, tokens);
+      known.tokens += tokens;
+      if (known.tokens < known.goal) continue;
+      turns_->finish(id);
+      known_.erase(id);
+      ++finished_;
+    }
+    idle_ = ran ? 0 : idle_ + 1;
+    EXPECT_LT(idle_, 2) << "nobody moves and nobody runs";
+  }
+
+  void check_room() {
+    std::uint64_t used = 0;
+    for (const auto& [id, known] : known_)
+      if (known.on_gpu) used += pages(known.tokens);
+    EXPECT_LE(used, turns_->room_used());
+    EXPECT_LE(turns_->room_used(), config_.room_tokens);
+  }
+
+  static constexpr std::uint64_t kSequences = 60;
+  Random random_;
+  TurnsConfig config_;
+  std::optional<Turns> turns_;
+  std::map<Id, Known> known_;
+  std::vector<Id> coming_;
+  std::vector<Id> leaving_;
+  std::uint64_t added_ = 0;
+  std::uint64_t finished_ = 0;
+  std::uint64_t clock_ = 0;
+  int idle_ = 0;
+};
+
+TEST(Turns, RandomLivesAreFairAndFit) {
+  for (std::uint64_t seed = 1; seed <= 300 && !::testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE(seed);
+    Life(seed).live();
+  }
+}
+
+}  // namespace
+}  // namespace harvest::kv
