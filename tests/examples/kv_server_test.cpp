@@ -217,6 +217,8 @@ TEST(KvOptionsTest, SayWhatCannotBe) {
   EXPECT_EQ(complaint([](Options&) {}), "nothing");
   EXPECT_EQ(complaint([](Options& options) { options.pages = 19; }),
             "pages is 19, it must be from 20 to 1000000");  // 24 + 4 x 14 tokens
+  EXPECT_EQ(complaint([](Options& options) { options.block_pages = 16'385; }),
+            "block_pages is 16385, it must be from 1 to 16384");
   EXPECT_EQ(complaint([](Options& options) { options.limits.tokens_per_step = 3; }),
             "tokens_per_step is 3, it must be from 4 to 100000");
   EXPECT_EQ(complaint([](Options& options) { options.backing = "external_host"; }),
