@@ -70,11 +70,9 @@ void Turns::grant_more() {
   for (const Id id : running_) {
     Sequence& sequence = sequences_.at(id);
     if (sequence.tokens < sequence.granted) continue;
-    const std::uint64_t more = wanted ? config_.page_tokens : config_.quantum_tokens;
-    if (!grant(sequence, sequence.granted + more))
-      stuck = true;
-    else if (!wanted)
-      sequence.turn_end = sequence.granted;
+    const bool turn = !wanted && grant(sequence, sequence.granted + config_.quantum_tokens);
+    if (!turn && !grant(sequence, sequence.granted + config_.page_tokens)) stuck = true;
+    if (!wanted) sequence.turn_end = sequence.granted;
   }
   // The room is used up by those who run: one has to go for the others, and the last that came lost least.
   if (stuck && !wanted && leaving_ == 0 && coming_ == 0 && running_.size() > 1) leave(running_.back());

@@ -25,7 +25,7 @@ void add_kv(CLI::App& bench, Action& chosen) {
   command->require_subcommand(0, 1);
   add_kv_fetch(*command, chosen);
   add_kv_serve(*command, chosen);
-  // TURNS
+  add_kv_turns(*command, chosen);
   command->callback([command, &chosen] {
     if (command->get_subcommands().empty())
       chosen = [] {

@@ -91,11 +91,6 @@ Result<ServeRun> run_of(const Options& options) {
   return run;
 }
 
-Json ms(const Percentiles& times) {
-  const auto one = [](TimeNs ns) { return static_cast<double>(ns) / 1e6; };
-  return {{"p50", one(times.p50_ns)}, {"p90", one(times.p90_ns)}, {"p99", one(times.p99_ns)}};
-}
-
 Json by_tier(const std::array<std::uint64_t, kTiers>& counts, bool with_local) {
   Json json;
   if (with_local) json["local"] = counts[static_cast<std::size_t>(Tier::local)];
@@ -107,8 +102,8 @@ Json by_tier(const std::array<std::uint64_t, kTiers>& counts, bool with_local) {
 Json to_json(const ServeFigures& figures, const ServeFigures& bound) {
   Json json;
   json["strategy"] = to_string(figures.strategy);
-  json["ttft_ms"] = ms(figures.ttft);
-  json["tbt_ms"] = ms(figures.tbt);
+  json["ttft_ms"] = ms_of(figures.ttft);
+  json["tbt_ms"] = ms_of(figures.tbt);
   json["tokens_per_s"] = figures.tokens_per_s;
   json["goodput_per_s"] = figures.goodput_per_s;
   json["completed"] = figures.completed;
@@ -119,7 +114,7 @@ Json to_json(const ServeFigures& figures, const ServeFigures& bound) {
   json["recomputed"] = figures.recomputed;
   json["lost"] = figures.lost;
   json["wrong_bytes"] = figures.wrong_bytes;
-  json["preempted"] = figures.preempted;
+  json["left"] = figures.left;
   json["bytes_from"] = by_tier(figures.bytes_from, false);
   json["exposed_stall_fraction"] = figures.exposed_stall_fraction;
   json["duration_s"] = static_cast<double>(figures.duration_ns) / 1e9;

@@ -8,48 +8,39 @@ namespace harvest::cli {
 namespace {
 
 constexpr std::uint32_t kNoPage = UINT32_MAX;
-constexpr std::uint64_t kKeptFree = 100;  ///< one page of so many is left for answers when a prompt comes in
-
-std::uint64_t pages_for(std::uint64_t tokens) {
-  return (tokens + kServedBlockTokens - 1) / kServedBlockTokens;
-}
 
 }  // namespace
 
-void Server::hear_of_arrivals() {
+Status Server::hear_of_arrivals() {
   const TimeNs now = backend_->now_ns() - begin_ns_;
   for (; next_arrival_ < run_.requests.size() && run_.requests[next_arrival_].arrival_ns <= now;
        ++next_arrival_) {
-    Sequence sequence;
-    sequence.request = &run_.requests[next_arrival_];
-    sequence.target = sequence.request->input_tokens;
-    waiting_.push_back(std::move(sequence));
-  }
-}
-
-/// First come, first served: nobody overtakes a prompt that does not fit yet.
-Status Server::admit() {
-  while (!waiting_.empty() && running_.size() < run_.most_running) {
-    const auto begun = begin(waiting_.front());
-    if (!begun) return tl::unexpected(begun.error());
-    if (!*begun) return {};
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+    auto sequence = std::make_unique<Sequence>();
+    sequence->request = &run_.requests[next_arrival_];
+    sequence->id = next_arrival_;
+    sequence->keys = sequence->request->keys;
+    sequence->target = sequence->request->input_tokens;
+    if (Status added = turns_->add(sequence->id, sequence->target); !added) return added;
+    sequences_[next_arrival_] = std::move(sequence);
   }
   return {};
 }
 
-/// Whether there are pages for what it lacks, beside those of its blocks that nobody uses now.
-bool Server::has_room(const Sequence& sequence, std::size_t most) const {
-  const auto& keys = sequence.request->keys;
-  std::uint64_t needed = pages_for(sequence.target);
-  for (std::size_t i = 0; i < most; ++i) {
-    const auto page = pages_->find(keys[i]);
-    if (!page) break;
-    if (pages_->is_used(*page)) --needed;
+/// What leaves is kept below already, or on its way there, so its pages are free at once.
+Status Server::follow_turns() {
+  for (;;) {
+    const auto& moves = turns_->decide();
+    if (moves.empty()) return {};
+    for (const kv::Turns::Move& move : moves) {
+      Sequence& sequence = *sequences_[move.id];
+      if (move.kind == kv::Turns::Move::Kind::leave) {
+        leave(sequence);
+        turns_->left(move.id);
+      } else if (Status begun = begin(sequence); !begun) {
+        return begun;
+      }
+    }
   }
-  const std::uint64_t spare = running_.empty() ? 0 : pages_->size() / kKeptFree;
-  return needed + spare <= pages_->available();
 }
 
 kv::PrefixMatch Server::known_prefix(std::span<const Key> keys) {
@@ -60,12 +51,11 @@ kv::PrefixMatch Server::known_prefix(std::span<const Key> keys) {
   return match;
 }
 
-/// Takes its known blocks, and pages for the others; false if there are not enough.
-Result<bool> Server::begin(Sequence& sequence) {
-  const auto& keys = sequence.request->keys;
+/// Takes its known blocks, and pages for the others. Requires: there are enough; turns see to that.
+Status Server::begin(Sequence& sequence) {
+  const auto& keys = sequence.keys;
   // At least one token is computed: the next one is drawn from it.
-  const std::size_t most = std::min<std::size_t>(keys.size(), (sequence.target - 1) / kServedBlockTokens);
-  if (!has_room(sequence, most)) return false;
+  const std::size_t most = std::min<std::size_t>(keys.size(), (sequence.target - 1) / run_.block_tokens);
   kv::PrefixMatch match = known_prefix(std::span(keys).first(most));
   const auto local = static_cast<std::size_t>(
       std::ranges::find_if(match.tiers, [](Tier tier) { return tier != Tier::local; }) - match.tiers.begin());
@@ -81,16 +71,17 @@ Result<bool> Server::begin(Sequence& sequence) {
   }
   take_pages(sequence);
   sequence.named = local;
-  sequence.computed = match.blocks * kServedBlockTokens;
+  sequence.computed = match.blocks * run_.block_tokens;
   if (!sequence.again) count_blocks(sequence, match);
   if (local < match.blocks)
-    if (Status begun = begin_load(sequence, match); !begun) return tl::unexpected(begun.error());
-  return true;
+    if (Status begun = begin_load(sequence, match); !begun) return begun;
+  prefilling_.push_back(&sequence);
+  return {};
 }
 
 void Server::count_blocks(const Sequence& sequence, const kv::PrefixMatch& match) {
-  figures_.blocks += sequence.request->keys.size();
-  figures_.recomputed += sequence.request->keys.size() - match.blocks;
+  figures_.blocks += sequence.keys.size();
+  figures_.recomputed += sequence.keys.size() - match.blocks;
   for (const Tier tier : match.tiers) ++figures_.hits[static_cast<std::size_t>(tier)];
 }
 
@@ -101,7 +92,7 @@ Status Server::begin_load(Sequence& sequence, const kv::PrefixMatch& match) {
   for (std::size_t i = 0; i < match.blocks; ++i) {
     if (match.tiers[i] == Tier::local) continue;
     sequence.loading.push_back({i, match.tiers[i]});
-    keys.push_back(sequence.request->keys[i]);
+    keys.push_back(sequence.keys[i]);
     pages.push_back(sequence.pages[i]);
   }
   auto load = lower_->load(keys, pages, match);
@@ -119,26 +110,19 @@ void Server::take_pages(Sequence& sequence) {
   if (lower_ && !taken_.empty()) static_cast<void>(lower_->blocks().order_behind_stores(taken_, compute_));
 }
 
-/// A page for the next token; false if there is none.
-bool Server::grow(Sequence& sequence) {
-  const std::uint64_t needed = pages_for(sequence.computed + 1);
-  if (sequence.pages.size() >= needed) return true;
-  if (pages_->available() == 0) return false;
+/// A page for the next token.
+void Server::grow(Sequence& sequence) {
+  if (sequence.pages.size() >= pages_for(sequence.computed + 1)) return;
   sequence.pages.push_back(kNoPage);
   take_pages(sequence);
-  return true;
 }
 
-/// Its pages are needed by older ones. It comes back before those that wait, and computes anew what is not
-/// kept anywhere.
-void Server::preempt(Running::iterator victim) {
-  ++figures_.preempted;
-  Sequence sequence = std::move(*victim);
-  running_.erase(victim);
+/// It computes anew what is not kept anywhere when it comes back.
+void Server::leave(Sequence& sequence) {
+  ++figures_.left;
   let_go(sequence);
   sequence.again = true;
   sequence.target = sequence.request->input_tokens + sequence.produced;
-  waiting_.push_front(std::move(sequence));
 }
 
 /// The last page first, so that the end of a prefix goes before its beginning, without which it is worth
@@ -149,6 +133,12 @@ void Server::let_go(Sequence& sequence) {
   sequence.pages.clear();
   sequence.computed = 0;
   sequence.named = 0;
+}
+
+void Server::forget_answer(const Sequence& sequence) {
+  if (!lower_) return;
+  for (std::size_t i = sequence.request->keys.size(); i < sequence.keys.size(); ++i)
+    static_cast<void>(lower_->blocks().erase(sequence.keys[i]));
 }
 
 }  // namespace harvest::cli

@@ -8,6 +8,8 @@ namespace {
 
 /// While something is under way: about as often as a server's own thread would.
 constexpr TimeNs kPollNs = 5'000'000;
+/// Of memory through which blocks leave their pages.
+constexpr std::uint64_t kStoreBytes = 256ULL << 20;
 /// Of the engines whose fragments naive copies carry: vLLM's pages.
 constexpr std::uint64_t kNaivePageTokens = 16;
 
@@ -32,13 +34,13 @@ Result<kv::BlockCacheConfig> block_config(const ServeRun& run, bool with_peers, 
   const std::vector<kv::KvLayer> kept(layers, run.rank.layer());
   const kv::KvTensor tensor{memory, pages * run.block_bytes()};
   auto layout =
-      kv::KvLayout::describe(kv::KvArrangement::page_first, kept, kServedBlockTokens, pages, {&tensor, 1});
+      kv::KvLayout::describe(kv::KvArrangement::page_first, kept, run.block_tokens, pages, {&tensor, 1});
   if (!layout) return tl::unexpected(layout.error());
   kv::BlockCacheConfig config;
   config.layout = std::move(*layout);
   config.block_pages = 1;
   config.group_layers = (layers + run.layer_groups - 1) / run.layer_groups;
-  config.store_buffers = 4;
+  config.store_buffers = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kStoreBytes / run.block_bytes(), 4, 64));
   // A block in host memory may have copies on peers, so that these add speed; one that is on peers alone adds
   // to what is kept.
   if (with_peers && run.peer_bytes * run.peers.size() > run.host_bytes) config.backing = Backing::lossy;

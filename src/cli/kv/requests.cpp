@@ -80,4 +80,21 @@ Trace synthetic_conversations(std::uint64_t requests, std::uint64_t seed) {
   return trace;
 }
 
+std::vector<ServedRequest> crowd_of(const Crowd& crowd, std::uint64_t seed) {
+  Random random(seed);
+  const auto length = [&](std::uint64_t mean) {
+    const auto drawn = static_cast<std::uint64_t>(exponential(random, static_cast<double>(mean)));
+    return std::clamp<std::uint64_t>(drawn, std::min<std::uint64_t>(16, mean), 8 * mean);
+  };
+  std::vector<ServedRequest> requests(crowd.sequences);
+  double at_ns = 0;
+  for (ServedRequest& request : requests) {
+    at_ns += exponential(random, 1e9 / crowd.per_s);
+    request.arrival_ns = static_cast<TimeNs>(at_ns);
+    request.input_tokens = length(crowd.prompt_tokens);
+    request.output_tokens = length(crowd.output_tokens);
+  }
+  return requests;
+}
+
 }  // namespace harvest::cli

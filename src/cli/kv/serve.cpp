@@ -39,6 +39,11 @@ Percentiles percentiles_of(std::vector<TimeNs>& values) {
   return {rank(50), rank(90), rank(99)};
 }
 
+Json ms_of(const Percentiles& times) {
+  const auto one = [](TimeNs ns) { return static_cast<double>(ns) / 1e6; };
+  return {{"p50", one(times.p50_ns)}, {"p90", one(times.p90_ns)}, {"p99", one(times.p99_ns)}};
+}
+
 Result<ServeFigures> serve(const ServeRun& run, ServeStrategy strategy, Progress& progress) {
   Server server(run, strategy);
   if (Status ready = server.prepare(); !ready) return tl::unexpected(ready.error());

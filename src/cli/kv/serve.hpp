@@ -42,14 +42,18 @@ struct ServeRun {
   std::uint64_t peer_bytes = 0;         ///< on each peer
   std::uint64_t host_bytes = 0;         ///< this rank's part
   std::uint32_t chunk_tokens = 2048;    ///< computed in one pass, next tokens included
-  std::uint32_t most_running = 256;     ///< sequences at a time
+  std::uint32_t block_tokens = kServedBlockTokens;  ///< of a page, which is a block
+  std::uint32_t most_running = 256;                 ///< sequences at a time
+  /// Of a turn, where sequences take turns; else what a sequence needs room for to come in.
+  std::uint32_t quantum_tokens = 64;
+  bool take_turns = false;  ///< where what leaves is kept below
   std::uint32_t layer_groups = 4;       ///< that are loaded, and waited for, one by one
   TimeNs ttft_limit_ns = 0;             ///< a request is good if its first token comes within this
   TimeNs tbt_limit_ns = 0;              ///< and the others, on average, within this of each other
   OwnerActivity activity = OwnerActivity::none;
   std::uint64_t seed = 1;
 
-  [[nodiscard]] std::uint64_t block_bytes() const { return kServedBlockTokens * rank.kv_bytes_per_token(); }
+  [[nodiscard]] std::uint64_t block_bytes() const { return block_tokens * rank.kv_bytes_per_token(); }
 };
 
 struct Percentiles {
@@ -60,6 +64,9 @@ struct Percentiles {
 /// The smallest value that at least so many per cent do not exceed; 0 of nothing. Reorders `values`.
 [[nodiscard]] Percentiles percentiles_of(std::vector<TimeNs>& values);
 
+/// "p50", "p90" and "p99" in milliseconds.
+[[nodiscard]] Json ms_of(const Percentiles& times);
+
 struct ServeFigures {
   ServeStrategy strategy = ServeStrategy::recompute;
   Percentiles ttft;          ///< from a request's arrival to its first token
@@ -68,13 +75,13 @@ struct ServeFigures {
   double goodput_per_s = 0;  ///< requests that met both limits
   std::uint64_t completed = 0;
   std::uint64_t output_tokens = 0;
-  std::uint64_t computed_tokens = 0;  ///< of prompts, and of what was preempted
+  std::uint64_t computed_tokens = 0;  ///< of prompts, and of what had left and was not kept
   std::uint64_t blocks = 0;           ///< of all prompts: == hits[...] + recomputed
   std::array<std::uint64_t, kTiers> hits{};
   std::uint64_t recomputed = 0;
   std::uint64_t lost = 0;         ///< of `recomputed`: did not come, though a lookup had found them
   std::uint64_t wrong_bytes = 0;  ///< of blocks whose content is not theirs; a block counts whole
-  std::uint64_t preempted = 0;    ///< sequences that lost their pages to older ones, and began again
+  std::uint64_t left = 0;         ///< how often a sequence left the GPU before it was done
   std::array<std::uint64_t, kTiers> bytes_from{};
   double exposed_stall_fraction = 0;  ///< of the time of all passes, the GPU waited for blocks
   TimeNs duration_ns = 0;

@@ -10,11 +10,12 @@ namespace harvest::cli {
 namespace {
 
 constexpr double kAtOnce = 1e15;  // bytes a second
+constexpr std::uint64_t kAnswers = 1ULL << 32;  // the high part of the names of answers' blocks
 
 }  // namespace
 
 Server::~Server() {
-  running_.clear();  // with their loads
+  sequences_.clear();  // with their loads
   lower_.reset();
   if (compute_ != StreamId::none) static_cast<void>(backend_->destroy_stream(compute_));
 }
@@ -56,7 +57,7 @@ Status Server::prepare() {
   if (strategy_ == ServeStrategy::bound) bytes += run_.peer_bytes * run_.peers.size();
   const auto pages = static_cast<std::uint32_t>(bytes / run_.block_bytes());
   for (const ServedRequest& request : run_.requests) {
-    const std::uint64_t most = (request.input_tokens + request.output_tokens) / kServedBlockTokens + 2;
+    const std::uint64_t most = pages_for(request.input_tokens + request.output_tokens + run_.quantum_tokens);
     if (most > pages)
       return fail(ErrorCode::invalid_argument,
                   fmt::format("a request of {} tokens and {} more needs {} blocks of {}; local memory of {} "
@@ -65,6 +66,14 @@ Status Server::prepare() {
                               format_bytes(run_.block_bytes()), format_bytes(bytes), pages));
   }
   pages_.emplace(pages);
+  auto turns = kv::Turns::create({.room_tokens = std::uint64_t{pages} * run_.block_tokens,
+                                  .quantum_tokens = run_.quantum_tokens,
+                                  .page_tokens = run_.block_tokens,
+                                  .most_running = run_.most_running,
+                                  .take_turns = takes_turns()});
+  if (!turns) return tl::unexpected(turns.error());
+  turns_ = std::move(*turns);
+  sequences_.resize(run_.requests.size());
   if (strategy_ != ServeStrategy::recompute) {
     auto lower = LowerTiers::create(*backend_, run_, strategy_, pages, compute_);
     if (!lower) return tl::unexpected(lower.error());
@@ -78,8 +87,8 @@ Status Server::prepare() {
 Status Server::serve(Progress& progress) {
   figures_.strategy = strategy_;
   while (figures_.completed < run_.requests.size()) {
-    hear_of_arrivals();
-    if (Status admitted = admit(); !admitted) return admitted;
+    if (Status heard = hear_of_arrivals(); !heard) return heard;
+    if (Status followed = follow_turns(); !followed) return followed;
     compose();
     if (work_.empty())
       idle();
@@ -100,18 +109,14 @@ void Server::compose() {
   add_chunks(true);
 }
 
-/// Every sequence that answers gets its next token; a page may have to be taken from the youngest for it.
+/// Every sequence that answers gets its next token, unless there is no room for it.
 void Server::add_next_tokens() {
-  for (auto it = running_.begin(); it != running_.end(); ++it) {
-    if (it->prefilling()) continue;
-    while (!grow(*it)) {
-      const auto youngest = std::prev(running_.end());
-      const bool itself = youngest == it;
-      preempt(youngest);
-      if (itself) return;
-    }
-    decoding_.push_back(&*it);
-    work_.add_next_token(static_cast<double>(it->computed));
+  for (const kv::Turns::Id id : turns_->running()) {
+    if (turns_->can_run(id) == 0) continue;
+    Sequence& sequence = *sequences_[id];
+    grow(sequence);
+    decoding_.push_back(&sequence);
+    work_.add_next_token(static_cast<double>(sequence.computed));
   }
 }
 
@@ -119,8 +124,9 @@ void Server::add_next_tokens() {
 /// when the rest is expected to come while the pass computes, layer by layer; or when there is nothing else
 /// to do.
 void Server::add_chunks(bool loading) {
-  for (Sequence& sequence : running_) {
-    if (!sequence.prefilling() || sequence.load.has_value() != loading) continue;
+  for (Sequence* const one : prefilling_) {
+    Sequence& sequence = *one;
+    if (sequence.load.has_value() != loading) continue;
     const auto taken = static_cast<std::uint64_t>(work_.tokens);
     if (taken >= run_.chunk_tokens) return;
     const std::uint64_t tokens = std::min(run_.chunk_tokens - taken, sequence.target - sequence.computed);
@@ -143,9 +149,11 @@ Status Server::run_pass() {
     if (Status done = after_chunk(chunk); !done) return done;
   for (Sequence* const sequence : decoding_) {
     ++sequence->computed;
+    turns_->ran(sequence->id, 1);
+    if (Status named = name_blocks(*sequence); !named) return named;
     draw_token(*sequence);
   }
-  leave_finished();
+  finish_served();
   poll();
   return {};
 }
@@ -186,7 +194,11 @@ Status Server::after_chunk(const Chunk& chunk) {
   if (sequence.load && !finish_load(sequence)) return {};  // what was computed behind a gap means nothing
   sequence.computed += chunk.tokens;
   if (Status named = name_blocks(sequence); !named) return named;
-  if (!sequence.prefilling()) draw_token(sequence);
+  if (sequence.computed < sequence.target) return {};
+  std::erase(prefilling_, &sequence);
+  turns_->came(sequence.id);
+  if (sequence.again) turns_->ran(sequence.id, 1);  // the last token that was drawn before it left
+  draw_token(sequence);
   return {};
 }
 
@@ -196,7 +208,7 @@ bool Server::finish_load(Sequence& sequence) {
   const std::size_t came = lost.empty() ? sequence.loading.size() : lost.front();
   for (std::size_t i = 0; i < sequence.loading.size(); ++i) {
     const auto [block, tier] = sequence.loading[i];
-    if (i < came && !lower_->holds(sequence.pages[block], sequence.request->keys[block]))
+    if (i < came && !lower_->holds(sequence.pages[block], sequence.keys[block]))
       figures_.wrong_bytes += run_.block_bytes();
   }
   if (!lost.empty()) forget_from(sequence, sequence.loading[came].block);
@@ -208,7 +220,7 @@ bool Server::finish_load(Sequence& sequence) {
 /// What was found from this block on is to be computed after all. Where a page is shared, the same keys and
 /// values are written to it again.
 void Server::forget_from(Sequence& sequence, std::size_t first) {
-  const std::size_t end = sequence.computed / kServedBlockTokens;
+  const std::size_t end = sequence.computed / run_.block_tokens;
   for (std::size_t block = first; block < end && !sequence.again; ++block) {
     const auto loaded = std::ranges::find(sequence.loading, block, &Sequence::Loading::block);
     const Tier tier = loaded == sequence.loading.end() ? Tier::local : loaded->tier;
@@ -216,13 +228,14 @@ void Server::forget_from(Sequence& sequence, std::size_t first) {
     ++figures_.recomputed;
     ++figures_.lost;
   }
-  sequence.computed = first * kServedBlockTokens;
+  sequence.computed = first * run_.block_tokens;
 }
 
 /// Blocks that are complete now may be used by others, and are kept below.
 Status Server::name_blocks(Sequence& sequence) {
-  const auto& keys = sequence.request->keys;
-  const std::size_t full = std::min<std::size_t>(keys.size(), sequence.computed / kServedBlockTokens);
+  if (takes_turns()) name_answer(sequence);
+  const auto& keys = sequence.keys;
+  const std::size_t full = std::min<std::size_t>(keys.size(), sequence.computed / run_.block_tokens);
   const std::size_t begin = sequence.named;
   if (full <= begin) return {};
   sequence.named = full;
@@ -248,20 +261,27 @@ void Server::draw_token(Sequence& sequence) {
   ++figures_.output_tokens;
 }
 
-void Server::leave_finished() {
-  for (auto it = running_.begin(); it != running_.end();) {
-    Sequence& sequence = *it;
-    if (sequence.produced < sequence.request->output_tokens) {
-      ++it;
-      continue;
-    }
+/// Blocks of an answer are nobody else's: they have names so that they can leave and come back.
+void Server::name_answer(Sequence& sequence) {
+  while (sequence.keys.size() < sequence.computed / run_.block_tokens)
+    sequence.keys.emplace_back(kAnswers + sequence.id, sequence.keys.size());
+}
+
+void Server::finish_served() {
+  served_.clear();
+  for (const kv::Turns::Id id : turns_->running())
+    if (sequences_[id]->produced >= sequences_[id]->request->output_tokens) served_.push_back(id);
+  for (const kv::Turns::Id id : served_) {
+    Sequence& sequence = *sequences_[id];
     const TimeNs ttft = sequence.begun_answer_ns - begin_ns_ - sequence.request->arrival_ns;
     const auto gaps = static_cast<TimeNs>(sequence.produced - 1);
     const TimeNs tbt = gaps == 0 ? 0 : (sequence.last_token_ns - sequence.begun_answer_ns) / gaps;
     if (ttft <= run_.ttft_limit_ns && tbt <= run_.tbt_limit_ns) ++good_;
     let_go(sequence);
+    forget_answer(sequence);
+    turns_->finish(id);
+    sequences_[id].reset();
     ++figures_.completed;
-    it = running_.erase(it);
   }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <deque>
-#include <list>
+#include <harvest/kv/turns.hpp>
+
 #include <memory>
 #include <optional>
 #include <vector>
@@ -16,6 +16,8 @@ namespace harvest::cli {
 /// A request on its way. Of its tokens `computed` have keys and values in `pages`.
 struct Sequence {
   const ServedRequest* request = nullptr;
+  kv::Turns::Id id = 0;
+  std::vector<Key> keys;  ///< of the prompt's full blocks; where it takes turns, of those of its answer too
   std::vector<std::uint32_t> pages;
   std::uint64_t target = 0;  ///< tokens to compute before the next one is drawn
   std::uint64_t computed = 0;
@@ -23,7 +25,7 @@ struct Sequence {
   std::size_t named = 0;       ///< blocks that are the prefix cache's, too
   TimeNs last_token_ns = 0;
   TimeNs begun_answer_ns = 0;
-  bool again = false;  ///< it was preempted; its blocks are counted already
+  bool again = false;  ///< it has left before; its blocks are counted already
   std::optional<kv::BlockLoad> load{};
   struct Loading {
     std::size_t block;
@@ -31,12 +33,10 @@ struct Sequence {
   };
   std::vector<Loading> loading{};  ///< in the order of `load`
   TimeNs load_due_ns = 0;          ///< when it is expected to be there
-
-  [[nodiscard]] bool prefilling() const { return computed < target; }
 };
 
 /// One run of a server. Passes follow each other; in each all running sequences get a token, and what is left
-/// of its tokens goes to prompts, first come, first served.
+/// of its tokens goes to prompts, first come, first served. `kv::Turns` says who is on the GPU.
 class Server {
  public:
   Server(const ServeRun& run, ServeStrategy strategy) : run_(run), strategy_(strategy) {}
@@ -54,20 +54,22 @@ class Server {
     Sequence* sequence;
     std::uint64_t tokens;
   };
-  using Running = std::list<Sequence>;
 
   // --- admission.cpp: who comes in, with what, and who goes ---
-  void hear_of_arrivals();
-  [[nodiscard]] Status admit();
-  [[nodiscard]] Result<bool> begin(Sequence& sequence);
-  [[nodiscard]] bool has_room(const Sequence& sequence, std::size_t most) const;
+  [[nodiscard]] Status hear_of_arrivals();
+  [[nodiscard]] Status follow_turns();
+  [[nodiscard]] Status begin(Sequence& sequence);
   [[nodiscard]] kv::PrefixMatch known_prefix(std::span<const Key> keys);
   void count_blocks(const Sequence& sequence, const kv::PrefixMatch& match);
   [[nodiscard]] Status begin_load(Sequence& sequence, const kv::PrefixMatch& match);
-  [[nodiscard]] bool grow(Sequence& sequence);
+  void grow(Sequence& sequence);
   void take_pages(Sequence& sequence);
-  void preempt(Running::iterator victim);
+  void leave(Sequence& sequence);
   void let_go(Sequence& sequence);
+  void forget_answer(const Sequence& sequence);
+  [[nodiscard]] std::uint64_t pages_for(std::uint64_t tokens) const {
+    return (tokens + run_.block_tokens - 1) / run_.block_tokens;
+  }
 
   // --- server.cpp: passes ---
   void compose();
@@ -81,9 +83,11 @@ class Server {
   bool finish_load(Sequence& sequence);
   void forget_from(Sequence& sequence, std::size_t first);
   void draw_token(Sequence& sequence);
-  void leave_finished();
+  void name_answer(Sequence& sequence);
+  void finish_served();
   void idle();
   void poll();
+  [[nodiscard]] bool takes_turns() const { return run_.take_turns && strategy_ != ServeStrategy::recompute; }
   [[nodiscard]] bool waits_for_all() const { return strategy_ == ServeStrategy::peer_host; }
 
   const ServeRun& run_;
@@ -96,13 +100,15 @@ class Server {
   TimeNs next_poll_ns_ = 0;
 
   std::size_t next_arrival_ = 0;
-  std::deque<Sequence> waiting_;
-  Running running_;  ///< the oldest first
+  std::vector<std::unique_ptr<Sequence>> sequences_;  ///< by request; null before and after
+  std::optional<kv::Turns> turns_;
+  std::vector<Sequence*> prefilling_;  ///< on the GPU, in the order in which they came
 
   std::vector<Sequence*> decoding_;  ///< in the pass, as the chunks
   std::vector<Chunk> chunks_;
   PassWork work_;
   std::vector<std::uint32_t> taken_;
+  std::vector<kv::Turns::Id> served_;
 
   ServeFigures figures_;
   std::vector<TimeNs> ttft_ns_;
