@@ -86,7 +86,7 @@ class BlockCache::Impl {
     std::array<bool, kLanes> ordered{};  ///< lanes that wait for `begin`
     std::vector<FlightNumbers> groups;   ///< the last flights of each group of layers
     std::uint32_t flying = 0;            ///< pieces
-    bool followed = false;               ///< work was ordered behind layers of it
+    bool let_go = false;                 ///< other work was told that it may use the pages
     std::array<std::uint64_t, kTiers> bytes{};
   };
   /// A block on its way from pages into the cache.

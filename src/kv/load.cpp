@@ -193,7 +193,7 @@ Status BlockCache::Impl::order_behind(std::uint64_t id, std::uint32_t layer, Str
   MutexLock lock(mutex_);
   settle_flights();
   Load& load = find(id);
-  load.followed = true;
+  load.let_go = true;
   const std::uint32_t group = shape_.group_of(layer);
   give_waiting(load, group);
   lanes_.order(stream, flights_of(load, group + 1));
@@ -254,6 +254,7 @@ Status BlockCache::Impl::cancel(std::uint64_t id, StreamId stream) {
   settle_flights();
   Load& load = find(id);
   drop_waiting(load);
+  load.let_go = true;
   lanes_.order(stream, flights_of(load, load.groups.size()));
   return {};
 }
