@@ -105,7 +105,8 @@ void BlockCache::Impl::settle_items() {
       item.state = Item::State::written;
       return false;
     }
-    if (state == EventState::failed) {
+    // Nor is there anything to keep if the work failed that was to fill the pages.
+    if (state == EventState::failed || backend_.query_event(*item.begin) == EventState::failed) {
       leave_buffer(item);
       ++stats_.stores_refused;
       return true;

@@ -32,5 +32,21 @@ TEST(BlockCorners, PagesOfACancelledLoadAreNotWrittenAgain) {
   EXPECT_EQ(world.wrong_bytes(Key(50), pages), 0U);
 }
 
+/// The engine's copy into its page failed, and nobody but the store's event can tell.
+TEST(BlockCorners, WhatFailedWorkWroteIsNotStored) {
+  World world;
+  const auto pages = world.pages_from(0, 1);
+  const KvPart& part = world.layout.parts[0];
+  std::byte* const computed = world.add_memory(part.run_bytes);
+  world.fill(Key(1), pages);
+  ASSERT_TRUE(world.backend->set_faults(failing_copy(1)));
+  const Copy copy{part.base + pages[0] * part.page_stride_bytes, computed, part.run_bytes};
+  ASSERT_TRUE(world.backend->copy(world.stream, {0, 0}, {&copy, 1}));
+  ASSERT_EQ(world.blocks->store(Keys{1}, pages, world.stream), 1U);
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  EXPECT_EQ(world.blocks->lookup(Keys{1}).blocks, 0U);
+  EXPECT_EQ(world.blocks->stats().stores_refused, 1U);
+}
+
 }  // namespace
 }  // namespace harvest::kv
