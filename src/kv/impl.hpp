@@ -97,7 +97,7 @@ class BlockCache::Impl {
     std::shared_ptr<EventId> begin;  ///< behind the work that fills the pages
     std::uint32_t buffer = 0;
     EventId event = EventId::none;  ///< behind its gather, and then behind its copies into the cache
-    enum class State : std::uint8_t { queued, gathering, gathered, putting, writing, written };
+    enum class State : std::uint8_t { queued, gathering, gathered, putting, writing, written, judged };
     State state = State::queued;
     bool unwanted = false;  ///< erased on its way
   };

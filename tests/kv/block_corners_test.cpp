@@ -10,6 +10,10 @@ namespace {
 using ::testing::ElementsAre;
 using Keys = std::vector<Key>;
 
+void lossy(BlockCacheConfig& config) {
+  config.backing = Backing::lossy;
+}
+
 FaultPlan failing_copy(std::uint64_t number) {
   FaultPlan plan;
   plan.fail_copy.at = number;
@@ -46,6 +50,33 @@ TEST(BlockCorners, WhatFailedWorkWroteIsNotStored) {
   ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
   EXPECT_EQ(world.blocks->lookup(Keys{1}).blocks, 0U);
   EXPECT_EQ(world.blocks->stats().stores_refused, 1U);
+}
+
+/// While the PeerCache tells that one block's write failed, another's ends, of which it has not heard.
+TEST(BlockCorners, WhatThePeerCacheHasNotHeardOfIsNotShown) {
+  World* here = nullptr;
+  const auto hear = [&here](const CacheEvent& event) {
+    if (event.kind != CacheEvent::Kind::lost) return;
+    here->backend->sleep_until(here->backend->now_ns() + 1'000'000'000);
+    here->blocks->poll();
+  };
+  World world({.with = lossy, .with_peers = [&](PeerCacheConfig& config) { config.on_event = hear; }});
+  here = &world;
+  world.fill(Key(1), world.pages_from(0, 1));
+  world.fill(Key(2), world.pages_from(2, 1));
+  ASSERT_EQ(world.blocks->store(Keys{1, 2}, world.pages_from(0, 2), world.stream), 2U);
+  world.backend->sleep_until(world.backend->now_ns() + 1'000'000'000);
+  FaultPlan plan;
+  plan.fail_copy.rate = 1;
+  plan.slow_copy.at = 2;
+  plan.slow_copy_factor = 1e6;
+  ASSERT_TRUE(world.backend->set_faults(plan));
+  for (int i = 0; i < 1000; ++i) {
+    world.blocks->poll();
+    ASSERT_EQ(world.blocks->lookup(Keys{2}).blocks, 0U) << "its write failed";
+    world.backend->sleep_until(world.backend->now_ns() + 10'000);
+  }
+  EXPECT_EQ(world.blocks->stats().stores_refused, 2U);
 }
 
 }  // namespace
