@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 
+#include <utility>
+
+#include "backend/forwarding_backend.hpp"
 #include "kv/world.hpp"
 
 /// Orders that are rare, and numbers that are large.
@@ -8,6 +11,7 @@ namespace harvest::kv {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::IsEmpty;
 using Keys = std::vector<Key>;
 
 void lossy(BlockCacheConfig& config) {
@@ -19,6 +23,18 @@ FaultPlan failing_copy(std::uint64_t number) {
   plan.fail_copy.at = number;
   return plan;
 }
+
+/// Lets something happen right before an event is recorded on a stream that is none of the engine's.
+class Interloper : public test::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  Result<EventId> record_event(StreamId stream) override {
+    if (stream != engine && happens) std::exchange(happens, nullptr)();
+    return inner_.record_event(stream);
+  }
+  std::function<void()> happens{};
+  StreamId engine = StreamId::none;
+};
 
 // --- what is read -----------------------------------------------------------------------------------------
 
@@ -77,6 +93,34 @@ TEST(BlockCorners, WhatThePeerCacheHasNotHeardOfIsNotShown) {
     world.backend->sleep_until(world.backend->now_ns() + 10'000);
   }
   EXPECT_EQ(world.blocks->stats().stores_refused, 2U);
+}
+
+/// A block was fetched again after its copy failed. When it is erased the PeerCache asks the streams that read
+/// it, and a failed gather's own event must still tell of the failure.
+TEST(BlockCorners, NobodyTakesTheNewsThatAGatherFailed) {
+  Interloper* interloper = nullptr;
+  World world({.between = [&](SimulatedBackend& backend) {
+    auto made = std::make_unique<Interloper>(backend);
+    interloper = made.get();
+    return made;
+  }});
+  world.keep(Keys{1});
+  ASSERT_TRUE(world.backend->set_faults(failing_copy(1)));
+  auto load = world.blocks->load(Keys{1}, world.pages_from(20, 1), world.stream);
+  ASSERT_TRUE(load);
+  EXPECT_THAT(load->finish(), IsEmpty());
+  EXPECT_EQ(world.blocks->stats().retried, 1U);
+  *load = BlockLoad();
+
+  const auto pages = world.pages_from(0, 1);
+  world.fill(Key(2), pages);
+  ASSERT_TRUE(world.backend->set_faults(failing_copy(1)));
+  interloper->engine = world.stream;
+  interloper->happens = [&] { EXPECT_TRUE(world.cache->erase(world.blocks->object_key(Key(1)))); };
+  ASSERT_EQ(world.blocks->store(Keys{2}, pages, world.stream), 1U);
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  EXPECT_EQ(world.blocks->lookup(Keys{2}).blocks, 0U);
+  EXPECT_EQ(world.blocks->stats().stores_refused, 1U);
 }
 
 }  // namespace
