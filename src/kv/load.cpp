@@ -93,12 +93,14 @@ void BlockCache::Impl::plan(Load& load) {
   for (const PieceRef& piece : from_peers) give(load, piece);
 }
 
-/// Pieces of groups up to the named one, whatever is under way; without one, as far ahead as is allowed.
+/// Pieces of groups up to the named one, whatever is under way; without one, as far ahead as is allowed, and
+/// one at least.
 void BlockCache::Impl::give_waiting(Load& load, std::optional<std::uint32_t> up_to_group) {
   while (!load.waiting.empty()) {
     const PieceRef piece = load.waiting.front();
     const bool must = up_to_group && shape_.pieces()[piece.piece].group <= *up_to_group;
-    if (!must && wire_ns(Wire::host, lanes_.bytes_under_way(Wire::host)) >= config_.ahead_ns) return;
+    const std::uint64_t ahead = lanes_.bytes_under_way(Wire::host);
+    if (!must && ahead != 0 && wire_ns(Wire::host, ahead) >= config_.ahead_ns) return;
     load.waiting.pop_front();
     give(load, piece);
   }
