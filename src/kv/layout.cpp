@@ -69,7 +69,7 @@ std::vector<std::uint64_t> sizes_of(KvArrangement arrangement, const KvLayout& l
   if (arrangement == KvArrangement::page_first) return {layout.pages * layout.page_bytes()};
   std::vector<std::uint64_t> sizes;
   for (const KvLayer& layer : layout.layers) {
-    const std::uint64_t part = layout.pages * layout.page_tokens * layer.part_bytes_per_token();
+    const std::uint64_t part = layout.page_tokens * layer.part_bytes_per_token() * layout.pages;
     if (parts_have_tensors(arrangement))
       sizes.insert(sizes.end(), layer.parts, part);
     else

@@ -7,6 +7,7 @@
 namespace harvest::kv {
 namespace {
 
+using ::testing::ElementsAre;
 using Keys = std::vector<Key>;
 
 // --- what is waited for -----------------------------------------------------------------------------------
@@ -22,6 +23,15 @@ TEST(BlockCorners, WithNothingGivenAheadALoadStillGetsDone) {
     world.backend->sleep_until(world.backend->now_ns() + 10'000);
   }
   EXPECT_TRUE(load->done());
+}
+
+// --- large numbers ----------------------------------------------------------------------------------------
+
+TEST(BlockCorners, TensorsOfManyTokensHaveTheirSize) {
+  const std::vector<KvLayer> small{KvLayer{.heads = 1, .head_size = 1, .element_bytes = 1, .parts = 1}};
+  const auto bytes = KvLayout::tensor_bytes(KvArrangement::layer_first, small, 65536, 65536);
+  ASSERT_TRUE(bytes);
+  EXPECT_THAT(*bytes, ElementsAre(1ULL << 32));
 }
 
 }  // namespace
