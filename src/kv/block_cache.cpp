@@ -29,7 +29,8 @@ Status outside(std::string_view field, std::uint64_t value, std::uint64_t least,
 
 Status check_config(const PeerCache& cache, const BlockCacheConfig& config) {
   if (Status status = config.layout.validate(); !status) return status;
-  const std::uint64_t most_pages = kMostBlockBytes / config.layout.page_bytes();
+  const std::uint64_t most_pages = std::min(kMostBlockBytes / config.layout.page_bytes(),
+                                            std::uint64_t{UINT32_MAX / config.layout.page_tokens});
   if (config.block_pages > most_pages) return outside("block_pages", config.block_pages, 0, most_pages);
   if (config.backing == Backing::external_host || config.backing > Backing::lossy)
     return fail(

@@ -8,6 +8,7 @@ namespace harvest::kv {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using Keys = std::vector<Key>;
 
 // --- what is waited for -----------------------------------------------------------------------------------
@@ -32,6 +33,18 @@ TEST(BlockCorners, TensorsOfManyTokensHaveTheirSize) {
   const auto bytes = KvLayout::tensor_bytes(KvArrangement::layer_first, small, 65536, 65536);
   ASSERT_TRUE(bytes);
   EXPECT_THAT(*bytes, ElementsAre(1ULL << 32));
+}
+
+TEST(BlockCorners, ABlockHasNoMoreTokensThanCanBeCounted) {
+  World world;
+  const std::vector<KvLayer> small{KvLayer{.heads = 1, .head_size = 1, .element_bytes = 1, .parts = 1}};
+  const KvTensor tensor{world.layout.parts[0].base, 65536};
+  BlockCacheConfig config;
+  config.layout = *KvLayout::describe(KvArrangement::layer_first, small, 65536, 1, {&tensor, 1});
+  config.block_pages = 65536;
+  const auto made = BlockCache::create(*world.cache, config);
+  ASSERT_FALSE(made);
+  EXPECT_THAT(made.error().message, HasSubstr("block_pages is 65536, the limits are 0 and 65535"));
 }
 
 }  // namespace
