@@ -47,5 +47,15 @@ TEST(BlockCorners, ABlockHasNoMoreTokensThanCanBeCounted) {
   EXPECT_THAT(made.error().message, HasSubstr("block_pages is 65536, the limits are 0 and 65535"));
 }
 
+TEST(BlockCorners, RecomputingTakesForeverAtMost) {
+  WorldOptions options;
+  options.layers.assign(1, KvLayer{.heads = 1, .head_size = 1, .element_bytes = 1});
+  options.page_tokens = 8192;
+  options.with = [](BlockCacheConfig& config) { config.recompute_ns_per_token = 1e15; };
+  World world(options);
+  world.keep(Keys{1, 2});
+  EXPECT_EQ(world.blocks->lookup(Keys{1, 2}).recompute_ns, kNever);
+}
+
 }  // namespace
 }  // namespace harvest::kv
