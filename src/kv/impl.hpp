@@ -184,8 +184,8 @@ class BlockCache::Impl {
   std::byte* store_memory_ = nullptr;
   std::uint64_t buffer_bytes_ = 0;       ///< from one store buffer to the next
   std::vector<StreamId> store_streams_;  ///< one for each
-  /// Of what is fetched anew. The PeerCache records events on streams that fetched, at any time: on a store's,
-  /// between a gather and its own event, one would take the news that the gather failed.
+  /// Of what is fetched anew. The PeerCache records events on streams that fetched, at any time: on a
+  /// store's, between a gather and its own event, one would take the news that the gather failed.
   StreamId fetch_stream_ = StreamId::none;
 
   Mutex mutex_;

@@ -156,9 +156,10 @@ Status check_places(const KvLayout& layout, std::size_t number) {
   const auto between = [](std::uint64_t count, std::uint64_t stride) { return (count - 1) * stride; };
   const std::uint64_t most = (UINTPTR_MAX - reinterpret_cast<std::uintptr_t>(part.base)) / 4;
   if (part.page_stride_bytes > most / layout.pages || part.run_stride_bytes > most / part.runs)
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("part {}, with pages every {} bytes and runs every {}, reaches beyond the last address",
-                            number, part.page_stride_bytes, part.run_stride_bytes));
+    return fail(
+        ErrorCode::invalid_argument,
+        fmt::format("part {}, with pages every {} bytes and runs every {}, reaches beyond the last address",
+                    number, part.page_stride_bytes, part.run_stride_bytes));
   const std::uint64_t page = between(part.runs, part.run_stride_bytes) + part.run_bytes;
   const std::uint64_t run_of_all = between(layout.pages, part.page_stride_bytes) + part.run_bytes;
   if ((apart(part.runs, part.run_stride_bytes, part.run_bytes) &&
@@ -166,9 +167,10 @@ Status check_places(const KvLayout& layout, std::size_t number) {
       (apart(layout.pages, part.page_stride_bytes, part.run_bytes) &&
        apart(part.runs, part.run_stride_bytes, run_of_all)))
     return {};
-  return fail(ErrorCode::invalid_argument,
-              fmt::format("the pages of part {} overlap: one every {} bytes, with {} runs of {} bytes, one every {}",
-                          number, part.page_stride_bytes, part.runs, part.run_bytes, part.run_stride_bytes));
+  return fail(
+      ErrorCode::invalid_argument,
+      fmt::format("the pages of part {} overlap: one every {} bytes, with {} runs of {} bytes, one every {}",
+                  number, part.page_stride_bytes, part.runs, part.run_bytes, part.run_stride_bytes));
 }
 
 Status check_part(const KvLayout& layout, std::size_t number) {

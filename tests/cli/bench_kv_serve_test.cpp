@@ -65,8 +65,9 @@ TEST(BenchKvServe, WhatIsKeptBelowIsReadFromThere) {
   EXPECT_EQ(host.at("bytes_from").at("peer"), 0);
   EXPECT_GT(host.at("hits").at("host"), 0);
   EXPECT_GT(harvest.at("hits").at("peer"), 0);
-  EXPECT_GE(harvest.at("bytes_from").at("peer").get<std::uint64_t>(),
-            harvest.at("hits").at("peer").get<std::uint64_t>() * report.at("block_bytes").get<std::uint64_t>());
+  EXPECT_GE(
+      harvest.at("bytes_from").at("peer").get<std::uint64_t>(),
+      harvest.at("hits").at("peer").get<std::uint64_t>() * report.at("block_bytes").get<std::uint64_t>());
   EXPECT_LT(harvest.at("computed_tokens"), recompute.at("computed_tokens"));
   EXPECT_LE(harvest.at("ttft_ms").at("p90"), recompute.at("ttft_ms").at("p90"));
   // Naive copies make the GPU wait; copies that come layer by layer hardly do.
@@ -91,8 +92,8 @@ TEST(BenchKvServe, OwnersThatComeAndGoAreServedAndNoByteIsWrong) {
 }
 
 TEST(BenchKvServe, SplitsAModelOverGpus) {
-  const json report = run_for_json(words(
-      "serve", {"--system", "dgx-h100", "--model", "llama-3-70b", "--requests", "20", "--strategy", "harvest"}));
+  const json report = run_for_json(words("serve", {"--system", "dgx-h100", "--model", "llama-3-70b",
+                                                   "--requests", "20", "--strategy", "harvest"}));
   EXPECT_EQ(report.at("tensor_parallel"), 4);
   EXPECT_EQ(report.at("peers"), json::array({4}));
   EXPECT_EQ(report.at("block_bytes"), 512 * 327'680 / 4);
@@ -120,9 +121,12 @@ TEST(BenchKvServe, SaysWhatCannotBeMeant) {
     EXPECT_EQ(ran.out, "");
     return ran.err;
   };
-  EXPECT_THAT(complaint({"--strategy", "magic"}), HasSubstr("no strategy 'magic'; known are recompute, host"));
-  EXPECT_THAT(complaint({"--model", "gpt-2"}), HasSubstr("--model: no model without experts is named 'gpt-2'"));
-  EXPECT_THAT(complaint({"--model", "llama-3-70b", "--tensor-parallel", "1"}), HasSubstr("--tensor-parallel"));
+  EXPECT_THAT(complaint({"--strategy", "magic"}),
+              HasSubstr("no strategy 'magic'; known are recompute, host"));
+  EXPECT_THAT(complaint({"--model", "gpt-2"}),
+              HasSubstr("--model: no model without experts is named 'gpt-2'"));
+  EXPECT_THAT(complaint({"--model", "llama-3-70b", "--tensor-parallel", "1"}),
+              HasSubstr("--tensor-parallel"));
   EXPECT_THAT(complaint({"--tensor-parallel", "2"}), HasSubstr("leave no peer for each"));
   EXPECT_THAT(complaint({"--tensor-parallel", "3"}), HasSubstr("cannot be split over 3 GPUs"));
   EXPECT_THAT(complaint({"--local-bytes", "1TiB"}), HasSubstr("--local-bytes: 1.0 TiB do not fit"));
@@ -135,8 +139,8 @@ TEST(BenchKvServe, SaysWhatCannotBeMeant) {
 TEST(BenchKvServe, TheConversationTraceIsServedWhole) {
   const auto trace = conversation_trace();
   if (!trace) GTEST_SKIP() << kNoConversationTrace;
-  const json report = run_for_json(
-      words("serve", {"--trace", *trace, "--rate", "0.3", "--requests", "1000", "--strategy", "host,harvest"}));
+  const json report = run_for_json(words(
+      "serve", {"--trace", *trace, "--rate", "0.3", "--requests", "1000", "--strategy", "host,harvest"}));
   const json harvest = result_of(report, "harvest");
   const json host = result_of(report, "host");
   EXPECT_EQ(harvest.at("completed"), 1000);
@@ -159,7 +163,8 @@ TEST(BenchKvTurns, NobodyWaitsLongForAFirstTokenAndLittleIsLost) {
   EXPECT_EQ(peer.at("mode"), "turns_over_peer");
   EXPECT_GT(peer.at("left"), 0);
   EXPECT_GT(peer.at("bytes_from").at("peer"), 0);
-  EXPECT_LT(peer.at("ttft_ms").at("p99").get<double>(), .5 * completion.at("ttft_ms").at("p99").get<double>());
+  EXPECT_LT(peer.at("ttft_ms").at("p99").get<double>(),
+            .5 * completion.at("ttft_ms").at("p99").get<double>());
   EXPECT_GT(peer.at("tokens_per_s").get<double>(), .9 * completion.at("tokens_per_s").get<double>());
 }
 

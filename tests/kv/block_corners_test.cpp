@@ -96,8 +96,8 @@ TEST(BlockCorners, WhatThePeerCacheHasNotHeardOfIsNotShown) {
   EXPECT_EQ(world.blocks->stats().stores_refused, 2U);
 }
 
-/// A block was fetched again after its copy failed. When it is erased the PeerCache asks the streams that read
-/// it, and a failed gather's own event must still tell of the failure.
+/// A block was fetched again after its copy failed. When it is erased the PeerCache asks the streams that
+/// read it, and a failed gather's own event must still tell of the failure.
 TEST(BlockCorners, NobodyTakesTheNewsThatAGatherFailed) {
   Interloper* interloper = nullptr;
   World world({.between = [&](SimulatedBackend& backend) {

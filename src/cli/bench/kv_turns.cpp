@@ -18,11 +18,13 @@ namespace {
 
 constexpr const char* kTeaching =
     "More sequences come than the GPU has room for, in virtual time:\n"
-    "  run_to_completion  who is on the GPU stays until it is done; only where answers outgrow the room does\n"
+    "  run_to_completion  who is on the GPU stays until it is done; only where answers outgrow the room "
+    "does\n"
     "                     the last that came leave, and is computed anew\n"
     "  turns_over_host    turns of --turn-tokens tokens; what leaves waits in host memory\n"
     "  turns_over_peer    the same; it waits on peers\n"
-    "Turns are kv::Turns, blocks leave and come back through a BlockCache, and what does not fill a block is\n"
+    "Turns are kv::Turns, blocks leave and come back through a BlockCache, and what does not fill a block "
+    "is\n"
     "computed anew. The order of requests is the same in all.\n"
     "\n"
     "Example:\n"
@@ -30,7 +32,7 @@ constexpr const char* kTeaching =
     "  harvest bench kv turns --turn-tokens 16 --json";
 
 struct Options {
-  KvMachineOptions machine{.local = "8GiB"};
+  KvMachineOptions machine;
   Crowd crowd;
   std::uint64_t turn_tokens = 64;
   std::uint64_t block_tokens = 64;
@@ -155,6 +157,7 @@ Exit run(const Options& options) {
 
 void add_kv_turns(CLI::App& kv, Action& chosen) {
   auto options = std::make_shared<Options>();
+  options->machine.local = "8GiB";
   CLI::App* command = kv.add_subcommand("turns", "More sequences than fit take turns, simulated");
   command->footer(kTeaching);
   add_kv_machine(*command, options->machine);

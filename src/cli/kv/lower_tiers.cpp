@@ -40,7 +40,8 @@ Result<kv::BlockCacheConfig> block_config(const ServeRun& run, bool with_peers, 
   config.layout = std::move(*layout);
   config.block_pages = 1;
   config.group_layers = (layers + run.layer_groups - 1) / run.layer_groups;
-  config.store_buffers = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kStoreBytes / run.block_bytes(), 4, 64));
+  config.store_buffers =
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kStoreBytes / run.block_bytes(), 4, 64));
   // A block in host memory may have copies on peers, so that these add speed; one that is on peers alone adds
   // to what is kept.
   if (with_peers && run.peer_bytes * run.peers.size() > run.host_bytes) config.backing = Backing::lossy;

@@ -31,8 +31,8 @@ struct ServedRequest {
 /// apart; what is new: 1,500 tokens; answers: 250. All are exponential. The same seed gives the same.
 [[nodiscard]] Trace synthetic_conversations(std::uint64_t requests, std::uint64_t seed);
 
-/// Prompts that share nothing, `per_s` a second by chance, with so many tokens on average, exponential: prompts
-/// and answers of 16 to 8 times as many. The same seed gives the same.
+/// Prompts that share nothing, `per_s` a second by chance, with so many tokens on average, exponential:
+/// prompts and answers of 16 to 8 times as many. The same seed gives the same.
 struct Crowd {
   std::uint64_t sequences = 200;
   double per_s = 20;

@@ -37,19 +37,19 @@ struct ServeRun {
   Machine machine;
   Rank rank;                    ///< the one that is simulated; all do the same, each with peers of its own
   std::vector<DeviceId> peers;  ///< of this rank
-  std::vector<ServedRequest> requests;  ///< in the order of arrival, not empty
-  std::uint64_t local_bytes = 0;        ///< for pages
-  std::uint64_t peer_bytes = 0;         ///< on each peer
-  std::uint64_t host_bytes = 0;         ///< this rank's part
-  std::uint32_t chunk_tokens = 2048;    ///< computed in one pass, next tokens included
+  std::vector<ServedRequest> requests;              ///< in the order of arrival, not empty
+  std::uint64_t local_bytes = 0;                    ///< for pages
+  std::uint64_t peer_bytes = 0;                     ///< on each peer
+  std::uint64_t host_bytes = 0;                     ///< this rank's part
+  std::uint32_t chunk_tokens = 2048;                ///< computed in one pass, next tokens included
   std::uint32_t block_tokens = kServedBlockTokens;  ///< of a page, which is a block
   std::uint32_t most_running = 256;                 ///< sequences at a time
   /// Of a turn, where sequences take turns; else what a sequence needs room for to come in.
   std::uint32_t quantum_tokens = 64;
-  bool take_turns = false;  ///< where what leaves is kept below
-  std::uint32_t layer_groups = 4;       ///< that are loaded, and waited for, one by one
-  TimeNs ttft_limit_ns = 0;             ///< a request is good if its first token comes within this
-  TimeNs tbt_limit_ns = 0;              ///< and the others, on average, within this of each other
+  bool take_turns = false;         ///< where what leaves is kept below
+  std::uint32_t layer_groups = 4;  ///< that are loaded, and waited for, one by one
+  TimeNs ttft_limit_ns = 0;        ///< a request is good if its first token comes within this
+  TimeNs tbt_limit_ns = 0;         ///< and the others, on average, within this of each other
   OwnerActivity activity = OwnerActivity::none;
   std::uint64_t seed = 1;
 

@@ -9,7 +9,7 @@
 namespace harvest::cli {
 namespace {
 
-constexpr double kAtOnce = 1e15;  // bytes a second
+constexpr double kAtOnce = 1e15;                // bytes a second
 constexpr std::uint64_t kAnswers = 1ULL << 32;  // the high part of the names of answers' blocks
 
 }  // namespace
