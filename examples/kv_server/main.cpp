@@ -68,7 +68,7 @@ void print_cache(const Options& options, const Outcome& outcome) {
       "up\n",
       pages.dropped_blocks, blocks.stores_asked, blocks.stored, blocks.stores_known, blocks.stores_refused,
       blocks.stores_given_up);
-  fmt::print("  a router would have heard of blocks that {} were stored, {} moved and {} removed\n",
+  fmt::print("  a router would have heard that {} blocks were stored, {} moved and {} removed\n",
              outcome.events[0], outcome.events[1], outcome.events[2]);
 }
 
@@ -76,8 +76,8 @@ void print(const Options& options, const Outcome& outcome) {
   const ServerStats& server = outcome.server;
   const auto turns = static_cast<double>(outcome.answers.size());
   const std::uint64_t pages_bytes = outcome.page_bytes * options.page_count();
-  fmt::print("{} conversations of {} turns on {} (simulated), {} layers\n", options.talk.conversations,
-             outcome.answers.size(), options.system, options.shape.layers);
+  fmt::print("{} conversations with {} turns in all, on {} (simulated), {} layers\n",
+             options.talk.conversations, outcome.answers.size(), options.system, options.shape.layers);
   fmt::print("  {} pages of {} tokens, {:.1f} MiB, as {}; blocks of {} tokens, {}\n", options.page_count(),
              options.page_tokens, static_cast<double>(pages_bytes) / kMiB, options.arrangement,
              options.block_pages * options.page_tokens, options.cache ? options.backing : "not kept");

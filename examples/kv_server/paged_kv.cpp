@@ -155,7 +155,7 @@ Status PagedKv::keep(std::uint32_t place, std::span<const std::uint32_t> tokens)
     sequence.shared[first + i] = true;
     if (Status noted = blocks_->note_local(keys.subspan(i, 1), pages); !noted) return noted;
   }
-  const Key parent = first == 0 ? Key{} : sequence.keys.keys()[first - 1];
+  const auto parent = first == 0 ? std::nullopt : std::optional(sequence.keys.keys()[first - 1]);
   const auto stored = blocks_->store(keys, block_pages(sequence, first, keys.size()), stream_, parent);
   return stored ? Status() : tl::unexpected(stored.error());
 }

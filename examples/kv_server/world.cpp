@@ -16,6 +16,7 @@ namespace harvest::kv_server {
 namespace {
 
 constexpr TimeNs kSettleNs = 10'000'000'000;
+constexpr std::uint32_t kMostBlockTokens = 65'536;
 
 /// What the seed is for.
 enum SeedOf : std::uint64_t { kWeights, kTalk, kOwners, kFaults, kKernels, kSampling, kPages };
@@ -198,26 +199,27 @@ Status Options::validate() const {
     return fail(ErrorCode::invalid_argument,
                 fmt::format("{} is {}, it must be from {} to {}", name, value, low, high));
   };
-  for (const Status& status : {shape.validate(),
-                               check("conversations", talk.conversations, 1, 1e5),
-                               check("most_turns", talk.most_turns, 1, 1'000),
-                               check("system_prompts", talk.system_prompts, 1, 1e5),
-                               check("longest_system", talk.longest_system, 1, 1e5),
-                               check("longest_said", talk.longest_said, 1, 1e5),
-                               check("most_new_tokens", talk.most_new_tokens, 1, 1e5),
-                               check("arrival_us", talk.arrival_us, 0, 1e9),
-                               check("pause_us", talk.pause_us, 0, 1e9),
-                               check("temperature", temperature, 0, 100),
-                               check("sequences", limits.sequences, 1, 1024),
-                               check("tokens_per_step", limits.tokens_per_step, limits.sequences, 1e5),
-                               check("page_tokens", page_tokens, 1, 65'536),
-                               check("block_pages", block_pages, 1, 1e5),
-                               check("ahead_us", ahead_us, 0, 1e9),
-                               check("recompute_us", recompute_us, 0, 1e9),
-                               check("schedule_us", schedule_us, 0, 1e6),
-                               check("kernel_us", kernel_us, 0.001, 1e6),
-                               check("owner_period_us", owner_period_us, 1, 1e9),
-                               check("fault_rate", fault_rate, 0, 0.5)})
+  for (const Status& status :
+       {shape.validate(),
+        check("conversations", talk.conversations, 1, 1e5),
+        check("most_turns", talk.most_turns, 1, 1'000),
+        check("system_prompts", talk.system_prompts, 1, 1e5),
+        check("longest_system", talk.longest_system, 1, 1e5),
+        check("longest_said", talk.longest_said, 1, 1e5),
+        check("most_new_tokens", talk.most_new_tokens, 1, 1e5),
+        check("arrival_us", talk.arrival_us, 0, 1e9),
+        check("pause_us", talk.pause_us, 0, 1e9),
+        check("temperature", temperature, 0, 100),
+        check("sequences", limits.sequences, 1, 1024),
+        check("tokens_per_step", limits.tokens_per_step, limits.sequences, 1e5),
+        check("page_tokens", page_tokens, 1, kMostBlockTokens),
+        check("block_pages", block_pages, 1, kMostBlockTokens / std::max(page_tokens, 1U)),
+        check("ahead_us", ahead_us, 0, 1e9),
+        check("recompute_us", recompute_us, 0, 1e9),
+        check("schedule_us", schedule_us, 0, 1e6),
+        check("kernel_us", kernel_us, 0.001, 1e6),
+        check("owner_period_us", owner_period_us, 1, 1e9),
+        check("fault_rate", fault_rate, 0, 0.5)})
     if (!status) return status;
   if (Status status = check("pages", page_count(), least_pages(), 1e6); !status) return status;
   if (const auto known = backing_from(backing); !known) return tl::unexpected(known.error());

@@ -4,7 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
+#include <cstdint>
 
 namespace harvest::transformer {
 namespace {
@@ -17,7 +18,7 @@ std::string compare(const Answer& answer, const Answer& expected, std::string_vi
     const auto* left = answer.logits.data() + token * vocabulary;
     const auto* right = expected.logits.data() + token * vocabulary;
     for (std::size_t score = 0; score < vocabulary; ++score)
-      if (std::memcmp(left + score, right + score, sizeof(float)) != 0)
+      if (std::bit_cast<std::uint32_t>(left[score]) != std::bit_cast<std::uint32_t>(right[score]))
         return fmt::format("request {}, new token {}: the score of {} is {}, {} it is {}", answer.id, token,
                            score, left[score], expected_how, right[score]);
     if (answer.tokens[token] != expected.tokens[token])

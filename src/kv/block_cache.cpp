@@ -29,7 +29,8 @@ Status outside(std::string_view field, std::uint64_t value, std::uint64_t least,
 
 Status check_config(const PeerCache& cache, const BlockCacheConfig& config) {
   if (Status status = config.layout.validate(); !status) return status;
-  const std::uint64_t most_pages = kMostBlockBytes / config.layout.page_bytes();
+  const std::uint64_t most_pages = std::min(kMostBlockBytes / config.layout.page_bytes(),
+                                            std::uint64_t{UINT32_MAX / config.layout.page_tokens});
   if (config.block_pages > most_pages) return outside("block_pages", config.block_pages, 0, most_pages);
   if (config.backing == Backing::external_host || config.backing > Backing::lossy)
     return fail(
@@ -134,6 +135,9 @@ Status BlockCache::Impl::begin_life() {
     if (!stream) return tl::unexpected(stream.error());
     store_streams_.push_back(*stream);
   }
+  const auto fetch_stream = backend_.create_stream(consumer);
+  if (!fetch_stream) return tl::unexpected(fetch_stream.error());
+  fetch_stream_ = *fetch_stream;
   const std::uint64_t granularity = cache_.topology().device(consumer)->segment_granularity_bytes;
   const auto mapped =
       backend_.map_segment(consumer, round_up(config_.store_buffers * buffer_bytes_, granularity), {});
@@ -191,10 +195,12 @@ BlockCache::Impl::~Impl() {
     stored_.clear();
   }
   for (const Key& key : keys) static_cast<void>(cache_.erase(key));
-  for (const StreamId stream : store_streams_) {
+  const auto end = [&](StreamId stream) {
     static_cast<void>(cache_.forget_stream(stream));
     static_cast<void>(backend_.destroy_stream(stream));
-  }
+  };
+  for (const StreamId stream : store_streams_) end(stream);
+  if (fetch_stream_ != StreamId::none) end(fetch_stream_);
   {
     MutexLock lock(mutex_);
     for (const Wire wire : {Wire::peers, Wire::host})

@@ -86,7 +86,7 @@ class BlockCache::Impl {
     std::array<bool, kLanes> ordered{};  ///< lanes that wait for `begin`
     std::vector<FlightNumbers> groups;   ///< the last flights of each group of layers
     std::uint32_t flying = 0;            ///< pieces
-    bool followed = false;               ///< work was ordered behind layers of it
+    bool let_go = false;                 ///< other work was told that it may use the pages
     std::array<std::uint64_t, kTiers> bytes{};
   };
   /// A block on its way from pages into the cache.
@@ -97,7 +97,7 @@ class BlockCache::Impl {
     std::shared_ptr<EventId> begin;  ///< behind the work that fills the pages
     std::uint32_t buffer = 0;
     EventId event = EventId::none;  ///< behind its gather, and then behind its copies into the cache
-    enum class State : std::uint8_t { queued, gathering, gathered, putting, writing, written };
+    enum class State : std::uint8_t { queued, gathering, gathered, putting, writing, written, judged };
     State state = State::queued;
     bool unwanted = false;  ///< erased on its way
   };
@@ -184,6 +184,9 @@ class BlockCache::Impl {
   std::byte* store_memory_ = nullptr;
   std::uint64_t buffer_bytes_ = 0;       ///< from one store buffer to the next
   std::vector<StreamId> store_streams_;  ///< one for each
+  /// Of what is fetched anew. The PeerCache records events on streams that fetched, at any time: on a
+  /// store's, between a gather and its own event, one would take the news that the gather failed.
+  StreamId fetch_stream_ = StreamId::none;
 
   Mutex mutex_;
   Lanes lanes_ HARVEST_GUARDED_BY(mutex_);

@@ -69,7 +69,7 @@ std::vector<std::uint64_t> sizes_of(KvArrangement arrangement, const KvLayout& l
   if (arrangement == KvArrangement::page_first) return {layout.pages * layout.page_bytes()};
   std::vector<std::uint64_t> sizes;
   for (const KvLayer& layer : layout.layers) {
-    const std::uint64_t part = layout.pages * layout.page_tokens * layer.part_bytes_per_token();
+    const std::uint64_t part = layout.page_tokens * layer.part_bytes_per_token() * layout.pages;
     if (parts_have_tensors(arrangement))
       sizes.insert(sizes.end(), layer.parts, part);
     else
@@ -144,6 +144,35 @@ class Describer {
   std::size_t tensor_ = 0;  ///< the next, where each part has its own
 };
 
+/// `count` pieces of `bytes` bytes, one every `stride`: no two overlap.
+bool apart(std::uint64_t count, std::uint64_t stride, std::uint64_t bytes) {
+  return count <= 1 || stride >= bytes;
+}
+
+/// Either a page's runs lie behind each other and pages apart, or, as with transposed values, a run of each
+/// page behind each other and runs apart.
+Status check_places(const KvLayout& layout, std::size_t number) {
+  const KvPart& part = layout.parts[number];
+  const auto between = [](std::uint64_t count, std::uint64_t stride) { return (count - 1) * stride; };
+  const std::uint64_t most = (UINTPTR_MAX - reinterpret_cast<std::uintptr_t>(part.base)) / 4;
+  if (part.page_stride_bytes > most / layout.pages || part.run_stride_bytes > most / part.runs)
+    return fail(
+        ErrorCode::invalid_argument,
+        fmt::format("part {}, with pages every {} bytes and runs every {}, reaches beyond the last address",
+                    number, part.page_stride_bytes, part.run_stride_bytes));
+  const std::uint64_t page = between(part.runs, part.run_stride_bytes) + part.run_bytes;
+  const std::uint64_t run_of_all = between(layout.pages, part.page_stride_bytes) + part.run_bytes;
+  if ((apart(part.runs, part.run_stride_bytes, part.run_bytes) &&
+       apart(layout.pages, part.page_stride_bytes, page)) ||
+      (apart(layout.pages, part.page_stride_bytes, part.run_bytes) &&
+       apart(part.runs, part.run_stride_bytes, run_of_all)))
+    return {};
+  return fail(
+      ErrorCode::invalid_argument,
+      fmt::format("the pages of part {} overlap: one every {} bytes, with {} runs of {} bytes, one every {}",
+                  number, part.page_stride_bytes, part.runs, part.run_bytes, part.run_stride_bytes));
+}
+
 Status check_part(const KvLayout& layout, std::size_t number) {
   const KvPart& part = layout.parts[number];
   if (Status status =
@@ -160,7 +189,7 @@ Status check_part(const KvLayout& layout, std::size_t number) {
     return fail(ErrorCode::invalid_argument,
                 fmt::format("part {} has {} runs of {} bytes in a page, layer {} has {} bytes there", number,
                             part.runs, part.run_bytes, part.layer, bytes));
-  return {};
+  return check_places(layout, number);
 }
 
 }  // namespace

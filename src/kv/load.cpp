@@ -93,12 +93,14 @@ void BlockCache::Impl::plan(Load& load) {
   for (const PieceRef& piece : from_peers) give(load, piece);
 }
 
-/// Pieces of groups up to the named one, whatever is under way; without one, as far ahead as is allowed.
+/// Pieces of groups up to the named one, whatever is under way; without one, as far ahead as is allowed, and
+/// one at least.
 void BlockCache::Impl::give_waiting(Load& load, std::optional<std::uint32_t> up_to_group) {
   while (!load.waiting.empty()) {
     const PieceRef piece = load.waiting.front();
     const bool must = up_to_group && shape_.pieces()[piece.piece].group <= *up_to_group;
-    if (!must && wire_ns(Wire::host, lanes_.bytes_under_way(Wire::host)) >= config_.ahead_ns) return;
+    const std::uint64_t ahead = lanes_.bytes_under_way(Wire::host);
+    if (!must && ahead != 0 && wire_ns(Wire::host, ahead) >= config_.ahead_ns) return;
     load.waiting.pop_front();
     give(load, piece);
   }
@@ -193,7 +195,7 @@ Status BlockCache::Impl::order_behind(std::uint64_t id, std::uint32_t layer, Str
   MutexLock lock(mutex_);
   settle_flights();
   Load& load = find(id);
-  load.followed = true;
+  load.let_go = true;
   const std::uint32_t group = shape_.group_of(layer);
   give_waiting(load, group);
   lanes_.order(stream, flights_of(load, group + 1));
@@ -254,6 +256,7 @@ Status BlockCache::Impl::cancel(std::uint64_t id, StreamId stream) {
   settle_flights();
   Load& load = find(id);
   drop_waiting(load);
+  load.let_go = true;
   lanes_.order(stream, flights_of(load, load.groups.size()));
   return {};
 }

@@ -8,6 +8,13 @@
 
 /// Where blocks are: prefixes, the engine's own pages, and what is told about both.
 namespace harvest::kv {
+namespace {
+
+TimeNs time_of(double ns) {
+  return ns < static_cast<double>(kNever) ? static_cast<TimeNs>(ns) : kNever;
+}
+
+}  // namespace
 
 TimeNs BlockCache::Impl::wire_ns(Wire wire, std::uint64_t bytes) const {
   if (bytes == 0) return 0;
@@ -61,8 +68,7 @@ PrefixMatch BlockCache::Impl::lookup(std::span<const Key> keys) {
   };
   match.load_ns = expected(1);
   match.first_layers_ns = expected(shape_.groups());
-  match.recompute_ns =
-      static_cast<TimeNs>(static_cast<double>(to_load * block_tokens_) * config_.recompute_ns_per_token);
+  match.recompute_ns = time_of(static_cast<double>(to_load * block_tokens_) * config_.recompute_ns_per_token);
   return match;
 }
 

@@ -49,20 +49,20 @@ bool BlockCache::Impl::scatter_anew(std::uint64_t id, std::uint32_t number, std:
 
 bool BlockCache::Impl::fetch_anew(std::uint64_t id, std::uint32_t number) {
   FetchItem item;
-  bool followed = false;
+  bool let_go = false;
   {
     MutexLock lock(mutex_);
     const Load& load = find(id);
     item.key = load.blocks[number].key;
-    followed = load.followed;
+    let_go = load.let_go;
   }
   const std::uint32_t buffer = take_buffer();
   item.destination = store_buffer(buffer);
   item.capacity_bytes = shape_.bytes();
-  const Status fetched = cache_.fetch_and_wait({&item, 1}, store_streams_[buffer]);
+  const Status fetched = cache_.fetch_and_wait({&item, 1}, fetch_stream_);
   bool arrived = fetched && item.outcome == ErrorCode::ok && item.bytes == shape_.bytes();
-  // What was given to other streams may have read the pages already: too late for them.
-  if (arrived) arrived = !followed && scatter_anew(id, number, buffer);
+  // What was given to other streams may have read the pages already, or filled them anew: too late for them.
+  if (arrived) arrived = !let_go && scatter_anew(id, number, buffer);
   MutexLock lock(mutex_);
   buffer_used_[buffer] = false;
   ++stats_.retried;

@@ -105,7 +105,8 @@ void BlockCache::Impl::settle_items() {
       item.state = Item::State::written;
       return false;
     }
-    if (state == EventState::failed) {
+    // Nor is there anything to keep if the work failed that was to fill the pages.
+    if (state == EventState::failed || backend_.query_event(*item.begin) == EventState::failed) {
       leave_buffer(item);
       ++stats_.stores_refused;
       return true;
@@ -158,11 +159,18 @@ void BlockCache::Impl::put_gathered() {
   }
 }
 
-/// The PeerCache has heard how its writes ended after it was polled, and dropped what failed.
+/// The PeerCache has heard how its writes ended after it was polled, and dropped what failed. Of those that
+/// end while it is polled, in another thread or while it tells of others, it may not have heard.
 std::vector<BlockEvent> BlockCache::Impl::show_written() {
   {
     MutexLock lock(mutex_);
-    if (std::ranges::find(items_, Item::State::written, &Item::state) == items_.end()) return {};
+    bool any = false;
+    for (Item& item : items_) {
+      if (item.state != Item::State::written) continue;
+      item.state = Item::State::judged;
+      any = true;
+    }
+    if (!any) return {};
   }
   cache_.poll();
   std::vector<BlockEvent> events;
@@ -170,7 +178,7 @@ std::vector<BlockEvent> BlockCache::Impl::show_written() {
   {
     MutexLock lock(mutex_);
     std::erase_if(items_, [&](const Item& item) HARVEST_REQUIRES(mutex_) {
-      if (item.state != Item::State::written) return false;
+      if (item.state != Item::State::judged) return false;
       const Tier tier = cache_.locate(item.key);
       if (item.unwanted) {
         unwanted.push_back(item.key);

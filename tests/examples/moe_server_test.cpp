@@ -21,7 +21,6 @@
 namespace harvest::moe_server {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 const ProgressReport kSilent = [](std::uint64_t) {};

@@ -186,7 +186,7 @@ TEST_F(PagePoolTest, WhatIsUsedStays) {
 TEST_F(PagePoolTest, WhatWasLeftFirstMakesWayFirstAndOnlyIfThatHelps) {
   const auto pages = take(4);
   for (std::uint64_t i = 0; i < 3; ++i) ASSERT_TRUE(pool_.share(Key{i}, std::span(pages).subspan(2 * i, 2)));
-  for (const std::uint64_t key : {1, 2, 0}) pool_.leave(Key{key});
+  for (const std::uint64_t key : {1U, 2U, 0U}) pool_.leave(Key{key});
   EXPECT_FALSE(pool_.take(4, dropped_));
   EXPECT_THAT(dropped_, IsEmpty());
   take(2);

@@ -30,6 +30,7 @@ std::byte* take(SimulatedBackend& backend, DeviceId device, std::uint64_t& bytes
   const Result<std::byte*> segment = backend.map_segment(device, bytes, {});
   // Of addresses there may be fewer than a device has memory.
   HARVEST_ASSERT(segment || segment.error().code == ErrorCode::out_of_memory, segment.error().message);
+  if (!segment) bytes = 0;
   return segment.value_or(nullptr);
 }
 

@@ -146,14 +146,17 @@ class Life {
       EXPECT_EQ(move.tokens, known.tokens);
       if (move.kind == Turns::Move::Kind::bring) {
         for (const auto& [id, other] : known_)
-          if (id != move.id && !other.on_gpu && config_.take_turns)
+          if (id != move.id && !other.on_gpu && config_.take_turns) {
             EXPECT_LT(known.waits_since, other.waits_since) << "somebody was overtaken";
+          }
         known.on_gpu = true;
         known.turn_end = known.tokens + config_.quantum_tokens;
         coming_.push_back(move.id);
       } else {
         // Somebody waits for it, or nobody has room to go on.
-        if (config_.take_turns && known.tokens < known.turn_end) EXPECT_EQ(turns_->waiting(), 0U);
+        if (config_.take_turns && known.tokens < known.turn_end) {
+          EXPECT_EQ(turns_->waiting(), 0U);
+        }
         leaving_.push_back(move.id);
       }
     }

@@ -87,7 +87,8 @@ struct KvLayout {
 
   /// For layouts that `describe` does not know. Errors: invalid_argument (names the field, value and limit):
   /// 1 to 1,024 layers, 1 to 65,536 tokens a page, at least 1 page, every layer with bytes and with parts
-  /// that add up to them, in the order of layers, at most 1 GiB a page.
+  /// that add up to them, in the order of layers, at most 1 GiB a page; a part's pages lie apart, whole or
+  /// run by run. That parts lie apart is not checked, nor that the memory is there.
   [[nodiscard]] Status validate() const;
 };
 

@@ -213,7 +213,8 @@ void print_table(const MeasuredMachine& machine, const Options& options, const s
     }
     table.add(
         {row.model, format_count(row.tokens), format_bytes(row.bytes),
-         format_ns(static_cast<double>(row.peer.ours.all_ns)), format_ns(row.peer.ours.first_layers_ns),
+         format_ns(static_cast<double>(row.peer.ours.all_ns)),
+         format_ns(static_cast<double>(row.peer.ours.first_layers_ns)),
          format_ns(static_cast<double>(row.host.ours.all_ns)), fmt::format("{:.2f}x", row.gain()),
          fmt::format("{:.1f} %", 100 * row.of_wires()), format_ns(static_cast<double>(row.peer.naive.all_ns)),
          format_ns(static_cast<double>(row.host.naive.all_ns)), fmt::format("{:.2f}x", row.naive_gain()),

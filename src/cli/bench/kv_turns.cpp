@@ -32,7 +32,7 @@ constexpr const char* kTeaching =
     "  harvest bench kv turns --turn-tokens 16 --json";
 
 struct Options {
-  KvMachineOptions machine{.local = "8GiB"};
+  KvMachineOptions machine;
   Crowd crowd;
   std::uint64_t turn_tokens = 64;
   std::uint64_t block_tokens = 64;
@@ -157,6 +157,7 @@ Exit run(const Options& options) {
 
 void add_kv_turns(CLI::App& kv, Action& chosen) {
   auto options = std::make_shared<Options>();
+  options->machine.local = "8GiB";
   CLI::App* command = kv.add_subcommand("turns", "More sequences than fit take turns, simulated");
   command->footer(kTeaching);
   add_kv_machine(*command, options->machine);
