@@ -15,7 +15,7 @@ constexpr const char* kTeaching =
     "Example:\n"
     "  harvest bench kv serve --system 2xh100-nvl --model llama-3-8b --requests 500\n"
     "\n"
-    "Both print --json. What they show: docs/benchmarks/kv.md";
+    "All print --json. What they show: docs/benchmarks/kv.md";
 
 }  // namespace
 

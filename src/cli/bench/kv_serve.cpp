@@ -175,8 +175,8 @@ std::vector<std::string> row_of(const ServeFigures& figures) {
 
 void print_table(const Options& options, const ServeRun& run, const std::vector<ServeFigures>& results,
                  const ServeFigures& bound) {
-  fmt::print("{} on {} (SIMULATED), {} of {} GPUs a rank: {} requests of {}, {:g} times as fast, {} owners\n",
-             run.rank.model().name, run.machine.name, 1, run.rank.ranks(), format_count(run.requests.size()),
+  fmt::print("{} over {} of the GPUs of {} (SIMULATED): {} requests of {}, {:g} times as fast, {} owners\n",
+             run.rank.model().name, run.rank.ranks(), run.machine.name, format_count(run.requests.size()),
              options.trace, options.rate, options.owner_activity);
   fmt::print("blocks of {} tokens, {}; {} local, {} on each of {} peers, {} on the host\n\n",
              kServedBlockTokens, format_bytes(run.block_bytes()), format_bytes(run.local_bytes),

@@ -34,8 +34,6 @@ class LocalPages {
   void let_go(std::uint32_t page);
   /// The page holds this block now. Does nothing where another page does already; answers if it did.
   bool name(std::uint32_t page, const Key& key);
-  /// Whether somebody uses it.
-  [[nodiscard]] bool is_used(std::uint32_t page) const { return pages_[page].users > 0; }
 
  private:
   static constexpr std::uint32_t kNone = UINT32_MAX;

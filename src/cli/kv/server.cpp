@@ -12,16 +12,6 @@ namespace {
 constexpr double kAtOnce = 1e15;                // bytes a second
 constexpr std::uint64_t kAnswers = 1ULL << 32;  // the high part of the names of answers' blocks
 
-}  // namespace
-
-Server::~Server() {
-  sequences_.clear();  // with their loads
-  lower_.reset();
-  if (compute_ != StreamId::none) static_cast<void>(backend_->destroy_stream(compute_));
-}
-
-namespace {
-
 /// A server pins its host memory before it serves. For the bound the GPU has the memory of its peers too, and
 /// what is on the host is there at once.
 Machine machine_for(const ServeRun& run, ServeStrategy strategy) {
@@ -40,6 +30,12 @@ Machine machine_for(const ServeRun& run, ServeStrategy strategy) {
 }
 
 }  // namespace
+
+Server::~Server() {
+  sequences_.clear();  // with their loads
+  lower_.reset();
+  if (compute_ != StreamId::none) static_cast<void>(backend_->destroy_stream(compute_));
+}
 
 Status Server::prepare() {
   SimulationOptions options;
