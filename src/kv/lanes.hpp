@@ -15,10 +15,11 @@
 /// scattered, the wire carries another's.
 namespace harvest::kv {
 
-/// Peers and host are two wires.
+/// Peers and host are two wires. Each has more lanes than a GPU has copy engines, which so serve them in turn:
+/// lanes that run side by side end side by side, and leave the wire idle together.
 enum class Wire : std::uint8_t { peers, host };
 inline constexpr std::size_t kWires = 2;
-inline constexpr std::array<std::size_t, kWires> kLanesOfWire{6, 3};
+inline constexpr std::array<std::size_t, kWires> kLanesOfWire{6, 5};
 inline constexpr std::size_t kLanes = kLanesOfWire[0] + kLanesOfWire[1];
 
 /// A piece of a block on its way, with the event behind it; none if its device is lost, which copies nothing
