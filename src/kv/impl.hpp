@@ -94,7 +94,7 @@ class BlockCache::Impl {
     Key key{};                    ///< as the PeerCache knows it
     std::optional<Key> parent{};  ///< the engine's; none for the first of a prompt
     std::vector<std::uint32_t> pages;
-    std::shared_ptr<EventId> begin;  ///< behind the work that fills the pages
+    SharedEvent begin;       ///< behind the work that fills the pages
     std::uint32_t buffer = 0;
     EventId event = EventId::none;  ///< behind its gather, and then behind its copies into the cache
     enum class State : std::uint8_t { queued, gathering, gathered, putting, writing, written, judged };

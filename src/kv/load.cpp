@@ -212,17 +212,15 @@ bool BlockCache::Impl::done(std::uint64_t id) {
 
 void BlockCache::Impl::wait_for_flights(std::uint64_t id) {
   for (;;) {
-    std::optional<EventId> event;
+    SharedEvent event;
     {
       MutexLock lock(mutex_);
       settle_flights();
       const Load& load = find(id);
       if (load.flying == 0) return;
-      event = lanes_.event_behind(flights_of(load, load.groups.size()));
+      event = lanes_.event_of(flights_of(load, load.groups.size()));
     }
-    if (!event) continue;  // a device is gone: its flights have ended
-    backend_.wait_event(*event, kNever);
-    backend_.release_event(*event);
+    if (event) backend_.wait_event(*event, kNever);
   }
 }
 

@@ -30,12 +30,8 @@ Result<std::size_t> BlockCache::Impl::store(std::span<const Key> keys, std::span
                                             StreamId stream, const std::optional<Key>& parent) {
   if (Status status = check(keys, pages, stream); !status) return tl::unexpected(status.error());
   MutexLock lock(mutex_);
-  const auto event = lanes_.record(stream);
-  if (!event) return fail(ErrorCode::unavailable, "the consumer is lost");
-  const std::shared_ptr<EventId> begin(new EventId(*event), [&backend = backend_](const EventId* shared) {
-    backend.release_event(*shared);
-    delete shared;
-  });
+  const SharedEvent begin = lanes_.record_shared(stream);
+  if (!begin) return fail(ErrorCode::unavailable, "the consumer is lost");
   std::size_t coming = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {
     ++stats_.stores_asked;

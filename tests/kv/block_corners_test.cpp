@@ -25,6 +25,14 @@ FaultPlan failing_copy(std::uint64_t number) {
   return plan;
 }
 
+/// Eight layers of 64 KiB of a block, so that copies take longer than starting them.
+WorldOptions large_blocks() {
+  WorldOptions options;
+  options.layers.assign(8, KvLayer{.heads = 8, .head_size = 128});
+  options.page_tokens = 16;
+  return options;
+}
+
 /// Lets something happen right before an event is recorded on a stream that is none of the engine's.
 class Interloper : public test::ForwardingBackend {
  public:
@@ -137,6 +145,20 @@ TEST(BlockCorners, WithNothingGivenAheadALoadStillGetsDone) {
     world.backend->sleep_until(world.backend->now_ns() + 10'000);
   }
   EXPECT_TRUE(load->done());
+}
+
+TEST(BlockCorners, FinishDoesNotWaitForLoadsThatBeganLater) {
+  World world(large_blocks());
+  const Keys keys{1, 2, 3, 4, 5, 6, 7, 8};
+  world.keep(keys);
+  auto first = world.blocks->load(std::span(keys).first(1), world.pages_from(20, 1), world.stream);
+  auto second = world.blocks->load(keys, world.pages_from(22, 8), world.stream);
+  ASSERT_TRUE(first && second);
+  const TimeNs begin = world.backend->now_ns();
+  EXPECT_THAT(first->finish(), IsEmpty());
+  const TimeNs first_took = world.backend->now_ns() - begin;
+  EXPECT_THAT(second->finish(), IsEmpty());
+  EXPECT_LT(first_took * 3, (world.backend->now_ns() - begin) * 2);
 }
 
 // --- large numbers ----------------------------------------------------------------------------------------
