@@ -194,6 +194,7 @@ class BlockCache::Impl {
   std::uint64_t next_load_ HARVEST_GUARDED_BY(mutex_) = 1;
   std::deque<Item> items_ HARVEST_GUARDED_BY(mutex_);
   std::vector<bool> buffer_used_ HARVEST_GUARDED_BY(mutex_);
+  std::uint32_t buffers_wanted_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< by loads that fetch anew: they go first
   bool putting_ HARVEST_GUARDED_BY(mutex_) = false;  ///< one thread at a time
   /// Written well, so that reading them waits for nothing; by keys of the PeerCache, and where events last
   /// said that they are.

@@ -13,10 +13,15 @@ constexpr TimeNs kPauseNs = 100'000;
 }  // namespace
 
 std::uint32_t BlockCache::Impl::take_buffer() {
+  {
+    MutexLock lock(mutex_);
+    ++buffers_wanted_;
+  }
   for (;;) {
     {
       MutexLock lock(mutex_);
       if (const auto buffer = free_buffer()) {
+        --buffers_wanted_;
         buffer_used_[*buffer] = true;
         return *buffer;
       }

@@ -59,6 +59,7 @@ std::optional<std::uint32_t> BlockCache::Impl::free_buffer() const {
 }
 
 void BlockCache::Impl::begin_gathers() {
+  if (buffers_wanted_ != 0) return;
   std::erase_if(items_, [&](Item& item) HARVEST_REQUIRES(mutex_) {
     if (item.state != Item::State::queued) return false;
     const auto buffer = free_buffer();

@@ -161,6 +161,21 @@ TEST(BlockCorners, FinishDoesNotWaitForLoadsThatBeganLater) {
   EXPECT_LT(first_took * 3, (world.backend->now_ns() - begin) * 2);
 }
 
+/// A block that has to be fetched anew needs a buffer too.
+TEST(BlockCorners, FinishDoesNotWaitForStoresThatHaveNotBegun) {
+  World world({.with = [](BlockCacheConfig& config) { config.store_buffers = 1; }});
+  world.keep(Keys{1});
+  ASSERT_EQ(world.blocks->store(Keys{2, 3, 4, 5, 6, 7, 8, 9}, world.pages_from(0, 8), world.stream), 8U);
+  ASSERT_TRUE(world.backend->set_faults(failing_copy(1)));
+  auto load = world.blocks->load(Keys{1}, world.pages_from(20, 1), world.stream);
+  ASSERT_TRUE(load);
+  EXPECT_THAT(load->finish(), IsEmpty());
+  EXPECT_EQ(world.blocks->stats().retried, 1U);
+  EXPECT_LE(world.blocks->stats().stored, 3U) << "block 1, the store that had begun, and one more at most";
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  EXPECT_EQ(world.blocks->stats().stored, 9U);
+}
+
 // --- large numbers ----------------------------------------------------------------------------------------
 
 TEST(BlockCorners, TensorsOfManyTokensHaveTheirSize) {
