@@ -69,6 +69,7 @@ class BlockCache::Impl {
   struct Block {
     Key key{};                      ///< as the PeerCache knows it
     Lease lease;                    ///< until all its pieces were given
+    Tier tier = Tier::none;         ///< that it comes from
     std::uint32_t pieces_left = 0;  ///< to be given
     bool failed = false;            ///< a copy of it did, or could not be given
     bool lost = false;              ///< is to be recomputed

@@ -68,7 +68,7 @@ void BlockCache::Impl::open_blocks(Load& load, std::span<const Key> keys) {
       block.lease.release();
       continue;
     }
-    ++stats_.loaded[static_cast<std::size_t>(block.lease.tier())];
+    block.tier = block.lease.tier();
   }
 }
 
@@ -267,7 +267,8 @@ void BlockCache::Impl::forget(std::uint64_t id) {
   wait_for_flights(id);
   MutexLock lock(mutex_);
   Load& load = find(id);
-  for (const Block& block : load.blocks) stats_.recompute += block.lost || block.failed ? 1 : 0;
+  for (const Block& block : load.blocks)
+    ++(block.lost || block.failed ? stats_.recompute : stats_.loaded[static_cast<std::size_t>(block.tier)]);
   backend_.release_event(load.begin);
   std::erase_if(loads_, [&](const Load& other) { return other.id == id; });
   give_all_ahead();

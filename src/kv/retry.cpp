@@ -73,7 +73,9 @@ bool BlockCache::Impl::fetch_anew(std::uint64_t id, std::uint32_t number) {
   ++stats_.retried;
   if (arrived) {
     const auto tier = static_cast<std::size_t>(item.served);
-    find(id).bytes[tier] += item.bytes;
+    Load& load = find(id);
+    load.blocks[number].tier = item.served;
+    load.bytes[tier] += item.bytes;
     stats_.loaded_bytes[tier] += item.bytes;
   }
   return arrived;

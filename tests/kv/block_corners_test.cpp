@@ -176,6 +176,38 @@ TEST(BlockCorners, FinishDoesNotWaitForStoresThatHaveNotBegun) {
   EXPECT_EQ(world.blocks->stats().stored, 9U);
 }
 
+// --- what is told -----------------------------------------------------------------------------------------
+
+TEST(BlockCorners, BlocksCountAsLoadedWhereTheyCameFrom) {
+  World world;
+  const Keys keys{1, 2};
+  world.keep(keys);
+  {
+    auto load = world.blocks->load(keys, world.pages_from(20, 2), world.stream);
+    ASSERT_TRUE(load);
+    ASSERT_TRUE(world.backend->lose_device(1));
+    EXPECT_THAT(load->finish(), IsEmpty());
+  }
+  EXPECT_THAT(world.blocks->stats().loaded, ElementsAre(0U, 0U, 2U));
+}
+
+TEST(BlockCorners, WhatWasCancelledDoesNotCountAsLoaded) {
+  WorldOptions options = large_blocks();
+  options.with = [](BlockCacheConfig& config) {
+    config.group_layers = 1;
+    config.ahead_ns = 1;
+  };
+  options.with_peers = [](PeerCacheConfig& config) { config.peer_budget_bytes = 0; };
+  World world(options);
+  world.keep(Keys{1, 2});
+  {
+    auto load = world.blocks->load(Keys{1, 2}, world.pages_from(20, 2), world.stream);
+    ASSERT_TRUE(load);
+  }
+  EXPECT_THAT(world.blocks->stats().loaded, ElementsAre(0U, 0U, 0U));
+  EXPECT_EQ(world.blocks->stats().recompute, 2U);
+}
+
 // --- large numbers ----------------------------------------------------------------------------------------
 
 TEST(BlockCorners, TensorsOfManyTokensHaveTheirSize) {

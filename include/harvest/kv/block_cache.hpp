@@ -136,11 +136,11 @@ struct BlockCacheStats {
   std::uint64_t looked_up = 0;                       ///< in them: `== found[...] summed + not_found`
   std::array<std::uint64_t, kTiers> found{};         ///< of usable prefixes, by tier
   std::uint64_t not_found = 0;                       ///< behind the prefix, or in no tier
-  std::array<std::uint64_t, kTiers> loaded{};        ///< by the slowest tier that a part came from
-  std::array<std::uint64_t, kTiers> loaded_bytes{};  ///< by tier
+  std::array<std::uint64_t, kTiers> loaded{};        ///< of loads that were destroyed, by where they came from
+  std::array<std::uint64_t, kTiers> loaded_bytes{};  ///< by tier; of copies that were given
   std::uint64_t loads = 0;
   std::uint64_t retried = 0;    ///< a copy failed, and another tier was asked
-  std::uint64_t recompute = 0;  ///< did not come: gone, failed, or cancelled
+  std::uint64_t recompute = 0;  ///< of loads that were destroyed, the rest: gone, failed, or cancelled
   std::uint64_t stores_asked =
       0;  ///< `== stored + stores_known + stores_refused + stores_given_up + under way`
   std::uint64_t stored = 0;
