@@ -129,7 +129,8 @@ class BlockCache::Impl {
     return (blocks - block - 1) * block_tokens_;
   }
   [[nodiscard]] std::uint64_t waiting(Wire wire) const HARVEST_REQUIRES(mutex_);
-  void tell(std::span<const BlockEvent> events) const HARVEST_EXCLUDES(mutex_);
+  void happened(BlockEvent::Kind kind, const Key& object, Tier tier) HARVEST_REQUIRES(mutex_);
+  void tell() HARVEST_EXCLUDES(mutex_);
 
   // --- load.cpp
   void settle_flights() HARVEST_REQUIRES(mutex_);
@@ -170,7 +171,7 @@ class BlockCache::Impl {
   void settle_items() HARVEST_REQUIRES(mutex_);
   void put_gathered() HARVEST_EXCLUDES(mutex_);
   bool put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) HARVEST_EXCLUDES(mutex_);
-  [[nodiscard]] std::vector<BlockEvent> show_written() HARVEST_EXCLUDES(mutex_);
+  void show_written() HARVEST_EXCLUDES(mutex_);
   void leave_buffer(Item& item) HARVEST_REQUIRES(mutex_);
 
   PeerCache& cache_;
@@ -201,6 +202,8 @@ class BlockCache::Impl {
   /// said that they are.
   std::unordered_map<Key, Tier, KeyHash> stored_ HARVEST_GUARDED_BY(mutex_);
   std::unordered_map<Key, std::vector<std::uint32_t>, KeyHash> local_ HARVEST_GUARDED_BY(mutex_);
+  std::vector<BlockEvent> events_ HARVEST_GUARDED_BY(mutex_);  ///< to be told, in the order of what happened
+  bool telling_ HARVEST_GUARDED_BY(mutex_) = false;            ///< one thread at a time
   std::vector<Copy> copies_ HARVEST_GUARDED_BY(mutex_);
   std::vector<BlockShape::LayerRange> ranges_ HARVEST_GUARDED_BY(mutex_);
   BlockCacheStats stats_ HARVEST_GUARDED_BY(mutex_);

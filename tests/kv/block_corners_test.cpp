@@ -208,6 +208,45 @@ TEST(BlockCorners, WhatWasCancelledDoesNotCountAsLoaded) {
   EXPECT_EQ(world.blocks->stats().recompute, 2U);
 }
 
+/// Who hears that the first of two blocks is stored takes both away.
+TEST(BlockCorners, EventsAreToldInTheOrderOfWhatHappened) {
+  World* here = nullptr;
+  std::vector<BlockEvent> told;
+  World world({.with = [&](BlockCacheConfig& config) {
+    lossy(config);
+    config.on_event = [&](const BlockEvent& event) {
+      told.push_back(event);
+      if (told.size() == 1)
+        static_cast<void>(here->cache->reclaim(1, 1ULL << 30, here->backend->now_ns() + 1'000'000'000));
+    };
+  }});
+  here = &world;
+  world.fill(Key(1), world.pages_from(0, 1));
+  world.fill(Key(2), world.pages_from(2, 1));
+  ASSERT_EQ(world.blocks->store(Keys{1, 2}, world.pages_from(0, 2), world.stream), 2U);
+  for (int i = 0; i < 3; ++i) {  // both are found to be written in the same poll
+    world.backend->sleep_until(world.backend->now_ns() + 1'000'000'000);
+    world.blocks->poll();
+  }
+  ASSERT_EQ(told.size(), 4U);
+  for (const std::uint64_t number : {1U, 2U}) {
+    const auto last = std::ranges::find(told.rbegin(), told.rend(), Key(number), &BlockEvent::key);
+    EXPECT_EQ(last->kind, BlockEvent::Kind::removed) << "of block " << number << ", which is gone";
+  }
+}
+
+TEST(BlockCorners, ABlockThatIsStoredAnewWasToldAsRemoved) {
+  World world({.with = lossy, .with_peers = [](PeerCacheConfig& config) {
+                 config.on_event = nullptr;
+                 config.pressure.regrow_delay_ns = 0;
+               }});
+  world.keep(Keys{1});
+  ASSERT_TRUE(world.cache->reclaim(1, 1ULL << 30, world.backend->now_ns() + 1'000'000'000));
+  world.keep(Keys{1});
+  ASSERT_EQ(world.events.size(), 3U);
+  EXPECT_EQ(world.events[1].kind, BlockEvent::Kind::removed);
+}
+
 // --- large numbers ----------------------------------------------------------------------------------------
 
 TEST(BlockCorners, TensorsOfManyTokensHaveTheirSize) {

@@ -34,7 +34,9 @@
 ///     (*blocks)->order_behind_stores(pages, compute);              // before other work fills them anew
 namespace harvest::kv {
 
-/// Something that happened to a block; told to `BlockCacheConfig::on_event`.
+/// Something that happened to a block; told to `BlockCacheConfig::on_event`. Events tell of stores, and of what
+/// the PeerCache's events tell; not of `erase`, whose caller knows, nor of copies on peers that come and go beside
+/// one on the host.
 struct BlockEvent {
   enum class Kind : std::uint8_t {
     stored,   ///< a lookup finds it from now on
@@ -71,7 +73,8 @@ struct BlockCacheConfig {
   /// Blocks on their way from pages into the cache at a time; each takes memory of its size on the consumer.
   std::uint32_t store_buffers = 2;
 
-  /// Called by `poll`, `settle` and `hear`, outside of all locks; it may call the cache. It may not throw.
+  /// Called by `poll`, `settle`, `hear` and `BlockLoad::finish`, outside of all locks, by one thread at a time
+  /// and in the order of what happened; it may call the cache. It may not throw.
   std::function<void(const BlockEvent&)> on_event{};
 };
 
