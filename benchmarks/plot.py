@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what `harvest bench link`, `moe`, `owner` and `reclaim`, and `harvest policy`, answer with `--json`.
+"""Draws what `harvest bench kv`, `link`, `moe`, `owner` and `reclaim`, and `harvest policy`, answer with `--json`.
 
     harvest bench link --system dgx-h100 --json > link.json
     python3 benchmarks/plot.py link.json
 
-Each FILE.json becomes FILE.png: bandwidth against size, tokens a second against the share of experts that is local,
-harvested memory against harm, reclaim time against bytes, or hit ratio against capacity. Needs matplotlib
-(python3-matplotlib on Debian and Ubuntu).
+Each FILE.json becomes FILE.png: times to the first token, bandwidth against size, tokens a second against the share
+of experts that is local, harvested memory against harm, reclaim time against bytes, or hit ratio against capacity.
+Needs matplotlib (python3-matplotlib on Debian and Ubuntu).
 """
 
 import argparse
@@ -204,6 +204,32 @@ def draw_moe(result, axes):
     axes.set_title(title_of(result, what), fontsize="medium")
 
 
+def draw_bars(axes, results, name, key):
+    """Percentiles of each result, side by side."""
+    for index, percentile in enumerate(("p50", "p90", "p99")):
+        places = [place + 0.27 * (index - 1) for place in range(len(results))]
+        axes.bar(places, [one[key][percentile] / 1e3 for one in results], 0.25, label=percentile)
+    axes.set_xticks(range(len(results)))
+    axes.set_xticklabels([f"{one[name]}\n{one['tokens_per_s']:.0f} tokens/s" for one in results])
+    axes.set_yscale("log")
+    axes.grid(True, axis="y", which="major", alpha=0.3)
+    axes.set_ylabel("s to the first token")
+
+
+def draw_kv_serve(result, axes):
+    draw_bars(axes, result["results"], "strategy", "ttft_ms")
+    bound = result["results"][0]["bound"]["ttft_ms_p90"] / 1e3
+    axes.axhline(bound, linestyle="--", linewidth=1, color="C9", label="bound, p90")
+    what = f"{result['model']}, {result['requests']} requests, {result['rate']:g} times as fast"
+    axes.set_title(title_of(result, what))
+
+
+def draw_kv_turns(result, axes):
+    draw_bars(axes, result["results"], "mode", "ttft_ms")
+    what = f"{result['model']}, {result['rate']:g} sequences a second, turns of {result['turn_tokens']} tokens"
+    axes.set_title(title_of(result, what))
+
+
 STRATEGY_COLORS = {
     "all_local": "C7",
     "expert_parallel": "C8",
@@ -213,14 +239,16 @@ STRATEGY_COLORS = {
     "bound of harvest": "C9",
 }
 DRAWERS = {
+    "kv_serve": draw_kv_serve,
+    "kv_turns": draw_kv_turns,
     "link": draw_link,
     "moe": draw_moe,
     "owner": draw_owner,
     "policy": draw_policy,
     "reclaim": draw_reclaim,
 }
-COMMANDS = "bench link, bench moe, bench owner, bench reclaim or policy"
-ROWS = {"moe": "cases", "policy": "results"}
+COMMANDS = "bench kv serve, bench kv turns, bench link, bench moe, bench owner, bench reclaim or policy"
+ROWS = {"kv_serve": "results", "kv_turns": "results", "moe": "cases", "policy": "results"}
 
 
 def panels_of(result):

@@ -136,7 +136,7 @@ TEST(BenchKvServe, SaysWhatCannotBeMeant) {
   EXPECT_THAT(complaint({"--owner-activity", "wild"}), HasSubstr("--owner-activity: "));
 }
 
-TEST(BenchKvServe, TheConversationTraceIsServedWhole) {
+TEST(BenchKvServe, TheConversationTraceIsServed) {
   const auto trace = conversation_trace();
   if (!trace) GTEST_SKIP() << kNoConversationTrace;
   const json report = run_for_json(words(

@@ -48,6 +48,15 @@ class Plot(unittest.TestCase):
         self.assertEqual(ran.stdout.strip(), str(other / "link.png"))
         self.assert_drawn(other / "link.png")
 
+    def test_draws_servers_of_kv_blocks(self):
+        for kind, more in (("serve", ["--requests", "20"]), ("turns", ["--sequences", "20"])):
+            path = self.folder / f"{kind}.json"
+            command = [PROGRAM, "bench", "kv", kind, *more, "--json"]
+            path.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            ran = self.plot(path)
+            self.assertEqual(ran.returncode, 0, ran.stderr)
+            self.assert_drawn(self.folder / f"{kind}.png")
+
     def test_draws_harvest_against_harm(self):
         path = self.folder / "owner.json"
         command = [PROGRAM, "bench", "owner", "--quick", "--json"]
