@@ -69,6 +69,7 @@ class BlockCache::Impl {
   struct Block {
     Key key{};                      ///< as the PeerCache knows it
     Lease lease;                    ///< until all its pieces were given
+    Tier tier = Tier::none;         ///< that it comes from
     std::uint32_t pieces_left = 0;  ///< to be given
     bool failed = false;            ///< a copy of it did, or could not be given
     bool lost = false;              ///< is to be recomputed
@@ -94,7 +95,7 @@ class BlockCache::Impl {
     Key key{};                    ///< as the PeerCache knows it
     std::optional<Key> parent{};  ///< the engine's; none for the first of a prompt
     std::vector<std::uint32_t> pages;
-    std::shared_ptr<EventId> begin;  ///< behind the work that fills the pages
+    SharedEvent begin;       ///< behind the work that fills the pages
     std::uint32_t buffer = 0;
     EventId event = EventId::none;  ///< behind its gather, and then behind its copies into the cache
     enum class State : std::uint8_t { queued, gathering, gathered, putting, writing, written, judged };
@@ -128,7 +129,8 @@ class BlockCache::Impl {
     return (blocks - block - 1) * block_tokens_;
   }
   [[nodiscard]] std::uint64_t waiting(Wire wire) const HARVEST_REQUIRES(mutex_);
-  void tell(std::span<const BlockEvent> events) const HARVEST_EXCLUDES(mutex_);
+  void happened(BlockEvent::Kind kind, const Key& object, Tier tier) HARVEST_REQUIRES(mutex_);
+  void tell() HARVEST_EXCLUDES(mutex_);
 
   // --- load.cpp
   void settle_flights() HARVEST_REQUIRES(mutex_);
@@ -169,7 +171,7 @@ class BlockCache::Impl {
   void settle_items() HARVEST_REQUIRES(mutex_);
   void put_gathered() HARVEST_EXCLUDES(mutex_);
   bool put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) HARVEST_EXCLUDES(mutex_);
-  [[nodiscard]] std::vector<BlockEvent> show_written() HARVEST_EXCLUDES(mutex_);
+  void show_written() HARVEST_EXCLUDES(mutex_);
   void leave_buffer(Item& item) HARVEST_REQUIRES(mutex_);
 
   PeerCache& cache_;
@@ -194,11 +196,14 @@ class BlockCache::Impl {
   std::uint64_t next_load_ HARVEST_GUARDED_BY(mutex_) = 1;
   std::deque<Item> items_ HARVEST_GUARDED_BY(mutex_);
   std::vector<bool> buffer_used_ HARVEST_GUARDED_BY(mutex_);
+  std::uint32_t buffers_wanted_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< by loads that fetch anew: they go first
   bool putting_ HARVEST_GUARDED_BY(mutex_) = false;  ///< one thread at a time
   /// Written well, so that reading them waits for nothing; by keys of the PeerCache, and where events last
   /// said that they are.
   std::unordered_map<Key, Tier, KeyHash> stored_ HARVEST_GUARDED_BY(mutex_);
   std::unordered_map<Key, std::vector<std::uint32_t>, KeyHash> local_ HARVEST_GUARDED_BY(mutex_);
+  std::vector<BlockEvent> events_ HARVEST_GUARDED_BY(mutex_);  ///< to be told, in the order of what happened
+  bool telling_ HARVEST_GUARDED_BY(mutex_) = false;            ///< one thread at a time
   std::vector<Copy> copies_ HARVEST_GUARDED_BY(mutex_);
   std::vector<BlockShape::LayerRange> ranges_ HARVEST_GUARDED_BY(mutex_);
   BlockCacheStats stats_ HARVEST_GUARDED_BY(mutex_);

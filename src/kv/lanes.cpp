@@ -51,8 +51,6 @@ void Lanes::close() {
       static_cast<void>(backend_.wait_event(*event, kNever));
       backend_.release_event(*event);
     }
-    for (const Flight& flight : lane.flights)
-      if (flight.event != EventId::none) backend_.release_event(flight.event);
     lane.ended += lane.flights.size();
     lane.flights.clear();
   }
@@ -74,12 +72,21 @@ std::optional<EventId> Lanes::record(StreamId stream) {
   }
 }
 
+SharedEvent Lanes::record_shared(StreamId stream) {
+  const auto event = record(stream);
+  if (!event) return nullptr;
+  return {new EventId(*event), [&backend = backend_](const EventId* shared) {
+            backend.release_event(*shared);
+            delete shared;
+          }};
+}
+
 FlightName Lanes::depart(std::size_t number, Flight flight) {
   Lane& lane = lanes_[number];
-  flight.event = record(lane.stream).value_or(EventId::none);
-  if (flight.event != EventId::none) order(lease_stream(wire_of(number)), flight.event);
+  flight.event = record_shared(lane.stream);
+  if (flight.event) order(lease_stream(wire_of(number)), *flight.event);
   under_way_[static_cast<std::size_t>(wire_of(number))] += flight.bytes;
-  lane.flights.push_back(flight);
+  lane.flights.push_back(std::move(flight));
   return {number, lane.ended + lane.flights.size()};
 }
 
@@ -88,13 +95,12 @@ const std::vector<Lanes::Landed>& Lanes::settle() {
   for (std::size_t number = 0; number < kLanes; ++number) {
     Lane& lane = lanes_[number];
     while (!lane.flights.empty()) {
-      const Flight& flight = lane.flights.front();
-      const EventState state =
-          flight.event == EventId::none ? EventState::failed : backend_.query_event(flight.event);
+      Flight& flight = lane.flights.front();
+      const EventState state = flight.event ? backend_.query_event(*flight.event) : EventState::failed;
       if (state == EventState::pending) break;
+      flight.event.reset();
       under_way_[static_cast<std::size_t>(wire_of(number))] -= flight.bytes;
-      landed_.push_back({flight, wire_of(number), state == EventState::failed});
-      if (flight.event != EventId::none) backend_.release_event(flight.event);
+      landed_.push_back({std::move(flight), wire_of(number), state == EventState::failed});
       lane.flights.pop_front();
       ++lane.ended;
     }
@@ -111,16 +117,19 @@ void Lanes::order(StreamId stream, const FlightNumbers& numbers) {
   for (std::size_t number = 0; number < kLanes; ++number) {
     const Lane& lane = lanes_[number];
     if (numbers[number] <= lane.ended) continue;
-    const EventId event = lane.flights[numbers[number] - lane.ended - 1].event;
-    if (event != EventId::none) order(stream, event);
+    const SharedEvent& event = lane.flights[numbers[number] - lane.ended - 1].event;
+    if (event) order(stream, *event);
   }
 }
 
-std::optional<EventId> Lanes::event_behind(const FlightNumbers& numbers) {
-  for (std::size_t number = 0; number < kLanes; ++number)
-    if (numbers[number] > lanes_[number].ended)
-      if (const auto event = record(lanes_[number].stream)) return event;
-  return std::nullopt;
+/// One without an event is over when those before it are.
+SharedEvent Lanes::event_of(const FlightNumbers& numbers) const {
+  for (std::size_t number = 0; number < kLanes; ++number) {
+    const Lane& lane = lanes_[number];
+    for (std::uint64_t flight = numbers[number]; flight > lane.ended; --flight)
+      if (const SharedEvent& event = lane.flights[flight - lane.ended - 1].event) return event;
+  }
+  return nullptr;
 }
 
 }  // namespace harvest::kv

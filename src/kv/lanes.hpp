@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -15,16 +16,20 @@
 /// scattered, the wire carries another's.
 namespace harvest::kv {
 
-/// Peers and host are two wires.
+/// Peers and host are two wires. Each has more lanes than a GPU has copy engines, which so serve them in turn:
+/// lanes that run side by side end side by side, and leave the wire idle together.
 enum class Wire : std::uint8_t { peers, host };
 inline constexpr std::size_t kWires = 2;
-inline constexpr std::array<std::size_t, kWires> kLanesOfWire{6, 3};
+inline constexpr std::array<std::size_t, kWires> kLanesOfWire{6, 5};
 inline constexpr std::size_t kLanes = kLanesOfWire[0] + kLanesOfWire[1];
+
+/// An event that goes back when the last lets go of it: one may wait for it while another sees that it ended.
+using SharedEvent = std::shared_ptr<const EventId>;
 
 /// A piece of a block on its way, with the event behind it; none if its device is lost, which copies nothing
 /// any more.
 struct Flight {
-  EventId event = EventId::none;
+  SharedEvent event{};
   std::uint64_t load = 0;
   std::uint32_t block = 0;  ///< its place in the load
   std::uint64_t bytes = 0;
@@ -72,6 +77,8 @@ class Lanes {
   /// An event behind the work of a stream that must not be lost sight of: where the driver has none to give,
   /// asks until it has. Nothing if the device is lost or the stream not known: then no work runs.
   [[nodiscard]] std::optional<EventId> record(StreamId stream);
+  /// The same, for several who look at it.
+  [[nodiscard]] SharedEvent record_shared(StreamId stream);
 
   struct Landed {
     Flight flight;
@@ -87,8 +94,8 @@ class Lanes {
   /// Orders `stream` behind the flights; where the device cannot be told, waits here.
   void order(StreamId stream, const FlightNumbers& numbers);
   void order(StreamId stream, EventId event);
-  /// An event behind the last of the flights that has not ended, on its lane; nothing if all have.
-  [[nodiscard]] std::optional<EventId> event_behind(const FlightNumbers& numbers);
+  /// Of the last of the flights on the first lane where it has not ended; nothing if all have.
+  [[nodiscard]] SharedEvent event_of(const FlightNumbers& numbers) const;
 
  private:
   struct Lane {

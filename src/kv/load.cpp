@@ -68,7 +68,7 @@ void BlockCache::Impl::open_blocks(Load& load, std::span<const Key> keys) {
       block.lease.release();
       continue;
     }
-    ++stats_.loaded[static_cast<std::size_t>(block.lease.tier())];
+    block.tier = block.lease.tier();
   }
 }
 
@@ -212,17 +212,15 @@ bool BlockCache::Impl::done(std::uint64_t id) {
 
 void BlockCache::Impl::wait_for_flights(std::uint64_t id) {
   for (;;) {
-    std::optional<EventId> event;
+    SharedEvent event;
     {
       MutexLock lock(mutex_);
       settle_flights();
       const Load& load = find(id);
       if (load.flying == 0) return;
-      event = lanes_.event_behind(flights_of(load, load.groups.size()));
+      event = lanes_.event_of(flights_of(load, load.groups.size()));
     }
-    if (!event) continue;  // a device is gone: its flights have ended
-    backend_.wait_event(*event, kNever);
-    backend_.release_event(*event);
+    if (event) backend_.wait_event(*event, kNever);
   }
 }
 
@@ -269,7 +267,8 @@ void BlockCache::Impl::forget(std::uint64_t id) {
   wait_for_flights(id);
   MutexLock lock(mutex_);
   Load& load = find(id);
-  for (const Block& block : load.blocks) stats_.recompute += block.lost || block.failed ? 1 : 0;
+  for (const Block& block : load.blocks)
+    ++(block.lost || block.failed ? stats_.recompute : stats_.loaded[static_cast<std::size_t>(block.tier)]);
   backend_.release_event(load.begin);
   std::erase_if(loads_, [&](const Load& other) { return other.id == id; });
   give_all_ahead();

@@ -126,25 +126,41 @@ Status BlockCache::Impl::erase(const Key& key) {
 }
 
 void BlockCache::Impl::hear(const CacheEvent& event) {
-  BlockEvent told{BlockEvent::Kind::moved, object_key(event.key), Tier::none};
   {
     MutexLock lock(mutex_);
     const auto found = stored_.find(event.key);
     if (found == stored_.end()) return;
-    told.tier = cache_.locate(event.key);
-    if (told.tier == found->second) return;
-    found->second = told.tier;
-    if (told.tier == Tier::none) {
-      told.kind = BlockEvent::Kind::removed;
-      stored_.erase(found);
-    }
+    const Tier tier = cache_.locate(event.key);
+    if (tier == found->second) return;
+    found->second = tier;
+    happened(tier == Tier::none ? BlockEvent::Kind::removed : BlockEvent::Kind::moved, event.key, tier);
+    if (tier == Tier::none) stored_.erase(found);
   }
-  tell({&told, 1});
+  tell();
 }
 
-void BlockCache::Impl::tell(std::span<const BlockEvent> events) const {
-  if (!config_.on_event) return;
-  for (const BlockEvent& event : events) config_.on_event(event);
+void BlockCache::Impl::happened(BlockEvent::Kind kind, const Key& object, Tier tier) {
+  if (config_.on_event) events_.push_back({kind, object_key(object), tier});
+}
+
+/// One thread at a time, so that events are told in their order. What happens meanwhile, to it or to others, is
+/// told by it too.
+void BlockCache::Impl::tell() {
+  {
+    MutexLock lock(mutex_);
+    if (std::exchange(telling_, true)) return;
+  }
+  for (std::vector<BlockEvent> events;; events.clear()) {
+    {
+      MutexLock lock(mutex_);
+      events.swap(events_);
+      if (events.empty()) {
+        telling_ = false;
+        return;
+      }
+    }
+    for (const BlockEvent& event : events) config_.on_event(event);
+  }
 }
 
 BlockCacheStats BlockCache::Impl::stats() {

@@ -13,10 +13,15 @@ constexpr TimeNs kPauseNs = 100'000;
 }  // namespace
 
 std::uint32_t BlockCache::Impl::take_buffer() {
+  {
+    MutexLock lock(mutex_);
+    ++buffers_wanted_;
+  }
   for (;;) {
     {
       MutexLock lock(mutex_);
       if (const auto buffer = free_buffer()) {
+        --buffers_wanted_;
         buffer_used_[*buffer] = true;
         return *buffer;
       }
@@ -68,7 +73,9 @@ bool BlockCache::Impl::fetch_anew(std::uint64_t id, std::uint32_t number) {
   ++stats_.retried;
   if (arrived) {
     const auto tier = static_cast<std::size_t>(item.served);
-    find(id).bytes[tier] += item.bytes;
+    Load& load = find(id);
+    load.blocks[number].tier = item.served;
+    load.bytes[tier] += item.bytes;
     stats_.loaded_bytes[tier] += item.bytes;
   }
   return arrived;

@@ -30,12 +30,8 @@ Result<std::size_t> BlockCache::Impl::store(std::span<const Key> keys, std::span
                                             StreamId stream, const std::optional<Key>& parent) {
   if (Status status = check(keys, pages, stream); !status) return tl::unexpected(status.error());
   MutexLock lock(mutex_);
-  const auto event = lanes_.record(stream);
-  if (!event) return fail(ErrorCode::unavailable, "the consumer is lost");
-  const std::shared_ptr<EventId> begin(new EventId(*event), [&backend = backend_](const EventId* shared) {
-    backend.release_event(*shared);
-    delete shared;
-  });
+  const SharedEvent begin = lanes_.record_shared(stream);
+  if (!begin) return fail(ErrorCode::unavailable, "the consumer is lost");
   std::size_t coming = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {
     ++stats_.stores_asked;
@@ -43,7 +39,8 @@ Result<std::size_t> BlockCache::Impl::store(std::span<const Key> keys, std::span
       ++stats_.stores_known;
       continue;
     }
-    stored_.erase(object_key(keys[i]));  // lost, and nobody has said so yet
+    if (stored_.erase(object_key(keys[i])) != 0)  // lost, and nobody has said so yet
+      happened(BlockEvent::Kind::removed, object_key(keys[i]), Tier::none);
     Item& item = items_.emplace_back();
     item.key = object_key(keys[i]);
     item.parent = i == 0 ? parent : std::optional(keys[i - 1]);
@@ -63,6 +60,7 @@ std::optional<std::uint32_t> BlockCache::Impl::free_buffer() const {
 }
 
 void BlockCache::Impl::begin_gathers() {
+  if (buffers_wanted_ != 0) return;
   std::erase_if(items_, [&](Item& item) HARVEST_REQUIRES(mutex_) {
     if (item.state != Item::State::queued) return false;
     const auto buffer = free_buffer();
@@ -161,7 +159,7 @@ void BlockCache::Impl::put_gathered() {
 
 /// The PeerCache has heard how its writes ended after it was polled, and dropped what failed. Of those that
 /// end while it is polled, in another thread or while it tells of others, it may not have heard.
-std::vector<BlockEvent> BlockCache::Impl::show_written() {
+void BlockCache::Impl::show_written() {
   {
     MutexLock lock(mutex_);
     bool any = false;
@@ -170,10 +168,9 @@ std::vector<BlockEvent> BlockCache::Impl::show_written() {
       item.state = Item::State::judged;
       any = true;
     }
-    if (!any) return {};
+    if (!any) return;
   }
   cache_.poll();
-  std::vector<BlockEvent> events;
   std::vector<Key> unwanted;
   {
     MutexLock lock(mutex_);
@@ -192,12 +189,11 @@ std::vector<BlockEvent> BlockCache::Impl::show_written() {
       ++stats_.stored;
       stats_.stored_bytes += shape_.bytes();
       stored_[item.key] = tier;
-      events.push_back({BlockEvent::Kind::stored, object_key(item.key), tier});
+      happened(BlockEvent::Kind::stored, item.key, tier);
       return true;
     });
   }
   for (const Key& key : unwanted) static_cast<void>(cache_.erase(key));
-  return events;
 }
 
 Status BlockCache::Impl::order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) {
@@ -233,13 +229,13 @@ void BlockCache::Impl::poll() {
     putting_ = true;
   }
   put_gathered();
-  const std::vector<BlockEvent> events = show_written();
+  show_written();
   {
     MutexLock lock(mutex_);
     putting_ = false;
     begin_gathers();
   }
-  tell(events);
+  tell();
 }
 
 Status BlockCache::Impl::settle(TimeNs deadline_ns) {

@@ -295,7 +295,7 @@ TEST(BlockLoadFaults, APeersMemoryDoesNotWaitForTheHostsCopies) {
   world.keep(keys);
   const auto match = world.blocks->lookup(keys);
   ASSERT_GT(match.bytes[1], 0U);
-  ASSERT_GT(match.bytes[2], 4 * match.bytes[1]);
+  ASSERT_GT(match.bytes[2], match.bytes[1]);
   const TimeNs begin = world.backend->now_ns();
   auto load = world.blocks->load(keys, world.pages_from(20, 8), world.stream);
   ASSERT_TRUE(load);

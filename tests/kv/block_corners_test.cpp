@@ -25,6 +25,14 @@ FaultPlan failing_copy(std::uint64_t number) {
   return plan;
 }
 
+/// Eight layers of 64 KiB of a block, so that copies take longer than starting them.
+WorldOptions large_blocks() {
+  WorldOptions options;
+  options.layers.assign(8, KvLayer{.heads = 8, .head_size = 128});
+  options.page_tokens = 16;
+  return options;
+}
+
 /// Lets something happen right before an event is recorded on a stream that is none of the engine's.
 class Interloper : public test::ForwardingBackend {
  public:
@@ -137,6 +145,106 @@ TEST(BlockCorners, WithNothingGivenAheadALoadStillGetsDone) {
     world.backend->sleep_until(world.backend->now_ns() + 10'000);
   }
   EXPECT_TRUE(load->done());
+}
+
+TEST(BlockCorners, FinishDoesNotWaitForLoadsThatBeganLater) {
+  World world(large_blocks());
+  const Keys keys{1, 2, 3, 4, 5, 6, 7, 8};
+  world.keep(keys);
+  auto first = world.blocks->load(std::span(keys).first(1), world.pages_from(20, 1), world.stream);
+  auto second = world.blocks->load(keys, world.pages_from(22, 8), world.stream);
+  ASSERT_TRUE(first && second);
+  const TimeNs begin = world.backend->now_ns();
+  EXPECT_THAT(first->finish(), IsEmpty());
+  const TimeNs first_took = world.backend->now_ns() - begin;
+  EXPECT_THAT(second->finish(), IsEmpty());
+  EXPECT_LT(first_took * 3, (world.backend->now_ns() - begin) * 2);
+}
+
+/// A block that has to be fetched anew needs a buffer too.
+TEST(BlockCorners, FinishDoesNotWaitForStoresThatHaveNotBegun) {
+  World world({.with = [](BlockCacheConfig& config) { config.store_buffers = 1; }});
+  world.keep(Keys{1});
+  ASSERT_EQ(world.blocks->store(Keys{2, 3, 4, 5, 6, 7, 8, 9}, world.pages_from(0, 8), world.stream), 8U);
+  ASSERT_TRUE(world.backend->set_faults(failing_copy(1)));
+  auto load = world.blocks->load(Keys{1}, world.pages_from(20, 1), world.stream);
+  ASSERT_TRUE(load);
+  EXPECT_THAT(load->finish(), IsEmpty());
+  EXPECT_EQ(world.blocks->stats().retried, 1U);
+  EXPECT_LE(world.blocks->stats().stored, 3U) << "block 1, the store that had begun, and one more at most";
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  EXPECT_EQ(world.blocks->stats().stored, 9U);
+}
+
+// --- what is told -----------------------------------------------------------------------------------------
+
+TEST(BlockCorners, BlocksCountAsLoadedWhereTheyCameFrom) {
+  World world;
+  const Keys keys{1, 2};
+  world.keep(keys);
+  {
+    auto load = world.blocks->load(keys, world.pages_from(20, 2), world.stream);
+    ASSERT_TRUE(load);
+    ASSERT_TRUE(world.backend->lose_device(1));
+    EXPECT_THAT(load->finish(), IsEmpty());
+  }
+  EXPECT_THAT(world.blocks->stats().loaded, ElementsAre(0U, 0U, 2U));
+}
+
+TEST(BlockCorners, WhatWasCancelledDoesNotCountAsLoaded) {
+  WorldOptions options = large_blocks();
+  options.with = [](BlockCacheConfig& config) {
+    config.group_layers = 1;
+    config.ahead_ns = 1;
+  };
+  options.with_peers = [](PeerCacheConfig& config) { config.peer_budget_bytes = 0; };
+  World world(options);
+  world.keep(Keys{1, 2});
+  {
+    auto load = world.blocks->load(Keys{1, 2}, world.pages_from(20, 2), world.stream);
+    ASSERT_TRUE(load);
+  }
+  EXPECT_THAT(world.blocks->stats().loaded, ElementsAre(0U, 0U, 0U));
+  EXPECT_EQ(world.blocks->stats().recompute, 2U);
+}
+
+/// Who hears that the first of two blocks is stored takes both away.
+TEST(BlockCorners, EventsAreToldInTheOrderOfWhatHappened) {
+  World* here = nullptr;
+  std::vector<BlockEvent> told;
+  World world({.with = [&](BlockCacheConfig& config) {
+    lossy(config);
+    config.on_event = [&](const BlockEvent& event) {
+      told.push_back(event);
+      if (told.size() == 1)
+        static_cast<void>(here->cache->reclaim(1, 1ULL << 30, here->backend->now_ns() + 1'000'000'000));
+    };
+  }});
+  here = &world;
+  world.fill(Key(1), world.pages_from(0, 1));
+  world.fill(Key(2), world.pages_from(2, 1));
+  ASSERT_EQ(world.blocks->store(Keys{1, 2}, world.pages_from(0, 2), world.stream), 2U);
+  for (int i = 0; i < 3; ++i) {  // both are found to be written in the same poll
+    world.backend->sleep_until(world.backend->now_ns() + 1'000'000'000);
+    world.blocks->poll();
+  }
+  ASSERT_EQ(told.size(), 4U);
+  for (const std::uint64_t number : {1U, 2U}) {
+    const auto last = std::ranges::find(told.rbegin(), told.rend(), Key(number), &BlockEvent::key);
+    EXPECT_EQ(last->kind, BlockEvent::Kind::removed) << "of block " << number << ", which is gone";
+  }
+}
+
+TEST(BlockCorners, ABlockThatIsStoredAnewWasToldAsRemoved) {
+  World world({.with = lossy, .with_peers = [](PeerCacheConfig& config) {
+                 config.on_event = nullptr;
+                 config.pressure.regrow_delay_ns = 0;
+               }});
+  world.keep(Keys{1});
+  ASSERT_TRUE(world.cache->reclaim(1, 1ULL << 30, world.backend->now_ns() + 1'000'000'000));
+  world.keep(Keys{1});
+  ASSERT_EQ(world.events.size(), 3U);
+  EXPECT_EQ(world.events[1].kind, BlockEvent::Kind::removed);
 }
 
 // --- large numbers ----------------------------------------------------------------------------------------

@@ -34,7 +34,9 @@
 ///     (*blocks)->order_behind_stores(pages, compute);              // before other work fills them anew
 namespace harvest::kv {
 
-/// Something that happened to a block; told to `BlockCacheConfig::on_event`.
+/// Something that happened to a block; told to `BlockCacheConfig::on_event`. Events tell of stores, and of what
+/// the PeerCache's events tell; not of `erase`, whose caller knows, nor of copies on peers that come and go beside
+/// one on the host.
 struct BlockEvent {
   enum class Kind : std::uint8_t {
     stored,   ///< a lookup finds it from now on
@@ -71,7 +73,8 @@ struct BlockCacheConfig {
   /// Blocks on their way from pages into the cache at a time; each takes memory of its size on the consumer.
   std::uint32_t store_buffers = 2;
 
-  /// Called by `poll`, `settle` and `hear`, outside of all locks; it may call the cache. It may not throw.
+  /// Called by `poll`, `settle`, `hear` and `BlockLoad::finish`, outside of all locks, by one thread at a time
+  /// and in the order of what happened; it may call the cache. It may not throw.
   std::function<void(const BlockEvent&)> on_event{};
 };
 
@@ -136,11 +139,11 @@ struct BlockCacheStats {
   std::uint64_t looked_up = 0;                       ///< in them: `== found[...] summed + not_found`
   std::array<std::uint64_t, kTiers> found{};         ///< of usable prefixes, by tier
   std::uint64_t not_found = 0;                       ///< behind the prefix, or in no tier
-  std::array<std::uint64_t, kTiers> loaded{};        ///< by the slowest tier that a part came from
-  std::array<std::uint64_t, kTiers> loaded_bytes{};  ///< by tier
+  std::array<std::uint64_t, kTiers> loaded{};        ///< of loads that were destroyed, by where they came from
+  std::array<std::uint64_t, kTiers> loaded_bytes{};  ///< by tier; of copies that were given
   std::uint64_t loads = 0;
   std::uint64_t retried = 0;    ///< a copy failed, and another tier was asked
-  std::uint64_t recompute = 0;  ///< did not come: gone, failed, or cancelled
+  std::uint64_t recompute = 0;  ///< of loads that were destroyed, the rest: gone, failed, or cancelled
   std::uint64_t stores_asked =
       0;  ///< `== stored + stores_known + stores_refused + stores_given_up + under way`
   std::uint64_t stored = 0;

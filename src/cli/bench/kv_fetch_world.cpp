@@ -18,8 +18,8 @@ PeerCacheConfig peers_for(const ReloadCase& what, DeviceId consumer, DeviceId pe
   config.consumer = consumer;
   config.peers = {peer};
   config.verify_paths = false;  // what arrives is compared anyway
-  // Slots waste up to a sixteenth, and the last segment is not full.
-  const std::uint64_t room = bytes / 8 * 9 + (1ULL << 30);
+  // Slots waste up to a sixteenth, and segments and chunks what a whole slot does not fill.
+  const std::uint64_t room = bytes / 2 * 3 + (1ULL << 30);
   config.peer_budget_bytes = what.tier == Tier::peer ? room : 0;
   config.host_budget_bytes = what.tier == Tier::host ? room : 0;
   config.pressure.growth_bytes_per_s = 1ULL << 42;
