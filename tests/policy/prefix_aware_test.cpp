@@ -102,7 +102,9 @@ TEST_F(PrefixAware, RemembersNothingOfWhatLeft) {
   const std::int64_t before = test::live_allocations();
   const auto lru = make_eviction_policy("prefix_lru", 64).value();
   for (std::uint64_t key = 1; key < 20'000; ++key) {
-    if (lru->size() == 64) ASSERT_TRUE(lru->evict(key, child_of(key - 1), kAny));
+    if (lru->size() == 64) {
+      ASSERT_TRUE(lru->evict(key, child_of(key - 1), kAny));
+    }
     lru->insert(key, child_of(key % 50 == 0 ? 1'000'000 + key : key - 1));
   }
   EXPECT_LT(test::live_allocations() - before, 64 * 6);
