@@ -81,6 +81,7 @@ std::uint32_t default_group_layers(const PeerCache& cache, const KvLayout& layou
 }  // namespace
 
 std::uint32_t default_block_tokens(std::span<const KvLayer> layers, std::uint32_t page_tokens) {
+  HARVEST_ASSERT(page_tokens > 0, "a page has at least one token");
   std::uint64_t most = 1;
   for (const KvLayer& layer : layers) most = std::max(most, layer.bytes_per_token());
   const auto wanted =

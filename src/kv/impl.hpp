@@ -95,7 +95,7 @@ class BlockCache::Impl {
     Key key{};                    ///< as the PeerCache knows it
     std::optional<Key> parent{};  ///< the engine's; none for the first of a prompt
     std::vector<std::uint32_t> pages;
-    SharedEvent begin;       ///< behind the work that fills the pages
+    SharedEvent begin;  ///< behind the work that fills the pages
     std::uint32_t buffer = 0;
     EventId event = EventId::none;  ///< behind its gather, and then behind its copies into the cache
     enum class State : std::uint8_t { queued, gathering, gathered, putting, writing, written, judged };
@@ -197,7 +197,7 @@ class BlockCache::Impl {
   std::deque<Item> items_ HARVEST_GUARDED_BY(mutex_);
   std::vector<bool> buffer_used_ HARVEST_GUARDED_BY(mutex_);
   std::uint32_t buffers_wanted_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< by loads that fetch anew: they go first
-  bool putting_ HARVEST_GUARDED_BY(mutex_) = false;  ///< one thread at a time
+  bool putting_ HARVEST_GUARDED_BY(mutex_) = false;              ///< one thread at a time
   /// Written well, so that reading them waits for nothing; by keys of the PeerCache, and where events last
   /// said that they are.
   std::unordered_map<Key, Tier, KeyHash> stored_ HARVEST_GUARDED_BY(mutex_);

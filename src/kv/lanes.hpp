@@ -16,8 +16,8 @@
 /// scattered, the wire carries another's.
 namespace harvest::kv {
 
-/// Peers and host are two wires. Each has more lanes than a GPU has copy engines, which so serve them in turn:
-/// lanes that run side by side end side by side, and leave the wire idle together.
+/// Peers and host are two wires. Each has more lanes than a GPU has copy engines, which so serve them in
+/// turn: lanes that run side by side end side by side, and leave the wire idle together.
 enum class Wire : std::uint8_t { peers, host };
 inline constexpr std::size_t kWires = 2;
 inline constexpr std::array<std::size_t, kWires> kLanesOfWire{6, 5};

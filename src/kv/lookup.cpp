@@ -143,8 +143,8 @@ void BlockCache::Impl::happened(BlockEvent::Kind kind, const Key& object, Tier t
   if (config_.on_event) events_.push_back({kind, object_key(object), tier});
 }
 
-/// One thread at a time, so that events are told in their order. What happens meanwhile, to it or to others, is
-/// told by it too.
+/// One thread at a time, so that events are told in their order. What happens meanwhile, to it or to others,
+/// is told by it too.
 void BlockCache::Impl::tell() {
   {
     MutexLock lock(mutex_);

@@ -34,9 +34,9 @@
 ///     (*blocks)->order_behind_stores(pages, compute);              // before other work fills them anew
 namespace harvest::kv {
 
-/// Something that happened to a block; told to `BlockCacheConfig::on_event`. Events tell of stores, and of what
-/// the PeerCache's events tell; not of `erase`, whose caller knows, nor of copies on peers that come and go beside
-/// one on the host.
+/// Something that happened to a block; told to `BlockCacheConfig::on_event`. Events tell of stores, and of
+/// what the PeerCache's events tell; not of `erase`, whose caller knows, nor of copies on peers that come and
+/// go beside one on the host.
 struct BlockEvent {
   enum class Kind : std::uint8_t {
     stored,   ///< a lookup finds it from now on
@@ -73,13 +73,13 @@ struct BlockCacheConfig {
   /// Blocks on their way from pages into the cache at a time; each takes memory of its size on the consumer.
   std::uint32_t store_buffers = 2;
 
-  /// Called by `poll`, `settle`, `hear` and `BlockLoad::finish`, outside of all locks, by one thread at a time
-  /// and in the order of what happened; it may call the cache. It may not throw.
+  /// Called by `poll`, `settle`, `hear` and `BlockLoad::finish`, outside of all locks, by one thread at a
+  /// time and in the order of what happened; it may call the cache. It may not throw.
   std::function<void(const BlockEvent&)> on_event{};
 };
 
 /// Of whole pages, as many tokens as make the largest layer's part of a block 1 MiB; at most 512, at least
-/// one page. Requires: a layer that keeps something.
+/// one page. Requires: a layer that keeps something, `page_tokens` > 0.
 [[nodiscard]] std::uint32_t default_block_tokens(std::span<const KvLayer> layers, std::uint32_t page_tokens);
 
 /// A prompt's longest prefix that need not be computed.
@@ -109,13 +109,15 @@ class BlockLoad {
   /// not_supported (the stream is being captured).
   Status order_behind(std::uint32_t layer, StreamId stream);
 
-  /// True when nothing is under way, so that `finish` would not wait.
+  /// True when nothing is under way: `finish` waits no more, unless something failed and is fetched anew.
   [[nodiscard]] bool done();
 
   /// Waits, and answers the places in `keys` of blocks that did not come, in order: they are to be
   /// recomputed, their pages hold nothing that means something, and what was computed from them means nothing
-  /// either. What failed on its way from a peer was tried again from elsewhere before. Empty: all is there.
-  /// The answer is good as long as this lives.
+  /// either. What failed on its way was tried again from elsewhere before, unless work was ordered behind it
+  /// or it was cancelled. Empty: all is there. The answer is good until the next call, as long as this lives.
+  /// Of layers with a window the blocks before a lost one have come only as far as the end of the last needs
+  /// them: who computes the lost one loads those before it anew, as a prefix of their own.
   std::span<const std::uint32_t> finish();
 
   /// What was not given to a wire yet does not come; those blocks count as not come. Work given to `stream`
@@ -135,11 +137,11 @@ class BlockLoad {
 
 /// Counters since the cache was made, of blocks unless they say bytes.
 struct BlockCacheStats {
-  std::uint64_t lookups = 0;                         ///< calls
-  std::uint64_t looked_up = 0;                       ///< in them: `== found[...] summed + not_found`
-  std::array<std::uint64_t, kTiers> found{};         ///< of usable prefixes, by tier
-  std::uint64_t not_found = 0;                       ///< behind the prefix, or in no tier
-  std::array<std::uint64_t, kTiers> loaded{};        ///< of loads that were destroyed, by where they came from
+  std::uint64_t lookups = 0;                   ///< calls
+  std::uint64_t looked_up = 0;                 ///< in them: `== found[...] summed + not_found`
+  std::array<std::uint64_t, kTiers> found{};   ///< of usable prefixes, by tier
+  std::uint64_t not_found = 0;                 ///< behind the prefix, or in no tier
+  std::array<std::uint64_t, kTiers> loaded{};  ///< of loads that were destroyed, by where they came from
   std::array<std::uint64_t, kTiers> loaded_bytes{};  ///< by tier; of copies that were given
   std::uint64_t loads = 0;
   std::uint64_t retried = 0;    ///< a copy failed, and another tier was asked
@@ -155,13 +157,15 @@ struct BlockCacheStats {
 
 /// All functions may be called from any thread; they take one lock, for microseconds, and wait for the GPU
 /// only where they say so. `poll` must be called often: it gives queued copies to the wires, and stores what
-/// was gathered. `PeerCacheConfig::on_event` may call them.
+/// was gathered. `PeerCacheConfig::on_event` may call them, but for `settle` and `BlockLoad::finish`, which
+/// may wait for the very call that tells.
 class BlockCache {
  public:
   /// `cache` outlives the answer; a local budget of its would keep second copies on the consumer: give it
-  /// none. Takes memory of the consumer: `store_buffers` blocks, and up to 64 MiB through which pieces are
-  /// scattered, unless pages are large enough to be copied to directly.
-  /// Errors: invalid_argument (names the field, value and limit), out_of_memory, unavailable.
+  /// none. Takes memory of the consumer: `store_buffers` blocks, and eleven times the largest piece of a
+  /// block that travels by itself (16 MiB at most, or one layer's part if that is larger), through which they
+  /// are scattered, unless pages are large enough to be copied to directly. Errors: invalid_argument (names
+  /// the field, value and limit), out_of_memory, unavailable.
   [[nodiscard]] static Result<std::unique_ptr<BlockCache>> create(PeerCache& cache, BlockCacheConfig config);
 
   /// Waits for its GPU work and forgets its blocks. Requires: no load is alive.
@@ -181,9 +185,11 @@ class BlockCache {
   [[nodiscard]] PrefixMatch lookup(std::span<const Key> keys);
 
   /// Brings blocks into pages: `block_pages` pages for each block, in order. After all work already on
-  /// `stream` (which may still use the pages). Layers with a window come only for the blocks that it reaches
-  /// back on from the end of the last. Errors: invalid_argument (another number of pages, a page that there
-  /// is not, twice the same page, the stream), not_supported (the stream is being captured), out_of_memory.
+  /// `stream` (which may still use the pages); until that work is done no more than the first pieces leave
+  /// the peers, and an owner waits for it: where pages are free already, name a stream that has nothing to
+  /// do. Layers with a window come only for the blocks that it reaches back on from the end of the last.
+  /// Errors: invalid_argument (another number of pages, a page that there is not, twice the same page, the
+  /// stream), not_supported (the stream is being captured), unavailable (the consumer is lost).
   [[nodiscard]] Result<BlockLoad> load(std::span<const Key> keys, std::span<const std::uint32_t> pages,
                                        StreamId stream);
 
@@ -197,7 +203,8 @@ class BlockCache {
                             const std::optional<Key>& parent = {});
 
   /// Other content will be written to these pages by work that is given to `stream` from now on: that runs
-  /// after what still reads them for a store. Stores of them that have not begun are given up.
+  /// after what still reads them for a store. Stores of them that have not begun are given up. Errors:
+  /// invalid_argument (the stream), not_supported (it is being captured).
   Status order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream);
 
   /// Forgets a block. Loads of it that are under way go on. Errors: not_found.
@@ -206,7 +213,8 @@ class BlockCache {
   // --- residency ---------------------------------------------------------------------------------
 
   /// The engine has these blocks in pages of its own (which may differ from block to block in nothing but
-  /// their numbers: `block_pages` for each), until `forget_local`. Lookups answer `local` for them.
+  /// their numbers: `block_pages` for each), until `forget_local`. Lookups answer `local` for them. Errors:
+  /// invalid_argument, as `load`.
   Status note_local(std::span<const Key> keys, std::span<const std::uint32_t> pages);
   void forget_local(std::span<const Key> keys);
   /// The pages of a local block; empty if it is not.
