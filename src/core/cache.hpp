@@ -22,6 +22,7 @@
 #include "base/annotated_mutex.hpp"
 #include "core/access_log.hpp"
 #include "core/object_table.hpp"
+#include "core/stream_set.hpp"
 #include "memory/pool.hpp"
 #include "policy/shadow_curve.hpp"
 
@@ -394,7 +395,7 @@ class Cache {
     std::array<std::atomic<std::uint64_t>, kTiers> bytes{};
   };
   FetchCounters fetched_;
-  std::atomic<std::uint32_t> highest_stream_{0};  ///< of those that share the overflow bit
+  StreamSet shared_streams_{kOverflowStreamBit};  ///< those that share the overflow bit
   std::unique_ptr<std::atomic<std::uint32_t>[]>
       trouble_;  ///< by device: copies that failed since the last poll
   std::atomic<std::uint64_t> copies_in_trouble_{0};

@@ -13,12 +13,8 @@ namespace harvest::core {
 Reader& Cache::reader_of(StreamId stream) {
   const auto number = static_cast<std::uint32_t>(stream);
   if (number < kOverflowStreamBit) return readers_[number];
-  std::uint32_t highest = highest_stream_.load(std::memory_order_relaxed);
-  // All streams up to the highest are asked for events, so a number that is none must not become that.
-  if (highest < number && !backend_.stream_device(stream)) return readers_[kOverflowStreamBit];
-  while (highest < number &&
-         !highest_stream_.compare_exchange_weak(highest, number, std::memory_order_relaxed)) {
-  }
+  // Who is in the set is asked for events, so a number that is no stream's must not get there.
+  if (!shared_streams_.contains(number) && backend_.stream_device(stream)) shared_streams_.add(number);
   return readers_[kOverflowStreamBit];
 }
 

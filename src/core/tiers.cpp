@@ -378,10 +378,7 @@ std::vector<StreamId> Cache::users_of(const Object& object) const {
   const std::uint64_t used_by = object.used_by.load(std::memory_order_acquire);
   for (std::uint32_t stream = 1; stream < kOverflowStreamBit; ++stream)
     if ((used_by >> stream) & 1) add(stream);
-  if ((used_by >> kOverflowStreamBit) & 1)
-    for (std::uint32_t stream = kOverflowStreamBit; stream <= highest_stream_.load(std::memory_order_acquire);
-         ++stream)
-      add(stream);
+  if ((used_by >> kOverflowStreamBit) & 1) shared_streams_.for_each(add);
   return users;
 }
 

@@ -19,10 +19,19 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr const char* kTables[] = {
-    "`harvest`",           "`harvest topo`",           "`harvest policy`", "`harvest replay`",
-    "`harvest routing`",   "`harvest demo`",           "`harvest bench`",  "`harvest bench owner`",
-    "`harvest bench moe`", "`harvest bench calibrate`"};
+constexpr const char* kTables[] = {"`harvest`",
+                                   "`harvest topo`",
+                                   "`harvest policy`",
+                                   "`harvest replay`",
+                                   "`harvest routing`",
+                                   "`harvest demo`",
+                                   "`harvest bench`",
+                                   "`harvest bench owner`",
+                                   "`harvest bench moe`",
+                                   "`harvest bench calibrate`",
+                                   "`harvest bench kv fetch`",
+                                   "`harvest bench kv serve`",
+                                   "`harvest bench kv turns`"};
 /// Those that measure a machine.
 const std::vector<std::string> kBenchmarks{"link", "fetch", "reclaim", "memory", "lookup"};
 
@@ -139,8 +148,9 @@ std::set<std::string> options_of(const std::string& command) {
 }
 
 TEST(BadInputTables, NameEveryOption) {
-  std::vector<std::string> commands{"topo", "policy",      "replay",    "routing",
-                                    "demo", "bench owner", "bench moe", "bench calibrate"};
+  std::vector<std::string> commands{"topo",           "policy",         "replay",        "routing",
+                                    "demo",           "bench owner",    "bench moe",     "bench calibrate",
+                                    "bench kv fetch", "bench kv serve", "bench kv turns"};
   for (const std::string& name : kBenchmarks) commands.push_back("bench " + name);
   std::vector<std::string> lines;
   for (const char* table : kTables)

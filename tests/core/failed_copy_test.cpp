@@ -53,6 +53,26 @@ TEST(FailedCopyTest, ReadBehindAWriteThatFailsIsNoHit) {
   EXPECT_EQ(world.count(CacheEvent::Kind::lost), 1U);
 }
 
+/// Streams that the cache was never told of are their owners' alone: an event on one would take the news of a
+/// failure away from its owner's next event.
+TEST(FailedCopyTest, NobodyAsksStreamsThatTheCacheDoesNotKnow) {
+  World world;
+  ASSERT_TRUE(world.put(1, 1, MiB, backed_by(Backing::lossy)));
+  world.settle();
+  std::vector<StreamId> streams;
+  while (streams.size() < 80) streams.push_back(*world.backend->create_stream(0));
+  const StreamId known = streams[78], unknown = streams[70];
+  world.cache->acquire(1, known).release();
+  fail_the_next_copy(world);
+  const harvest::Copy copy{world.staging, world.staging + MiB, 4096};
+  ASSERT_TRUE(world.backend->copy(unknown, {0, 0}, {&copy, 1}));
+  ASSERT_TRUE(world.cache->erase(1));
+  world.settle();
+  const EventId event = *world.backend->record_event(unknown);
+  EXPECT_EQ(world.backend->wait_event(event, kNever), EventState::failed);
+  world.backend->release_event(event);
+}
+
 TEST(FailedCopyTest, RefusedPutLeavesTheReadersOfItsSlotAlone) {
   World world(one_slot());
   ASSERT_TRUE(world.put(1, 1, 2 * MiB, backed_by(Backing::lossy)));
