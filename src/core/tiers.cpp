@@ -378,7 +378,11 @@ std::vector<StreamId> Cache::users_of(const Object& object) const {
   const std::uint64_t used_by = object.used_by.load(std::memory_order_acquire);
   for (std::uint32_t stream = 1; stream < kOverflowStreamBit; ++stream)
     if ((used_by >> stream) & 1) add(stream);
-  if ((used_by >> kOverflowStreamBit) & 1) shared_streams_.for_each(add);
+  if ((used_by >> kOverflowStreamBit) & 1) {
+    std::vector<std::uint32_t> shared;
+    shared_streams_.for_each([&](std::uint32_t stream) { shared.push_back(stream); });
+    for (const std::uint32_t stream : shared) add(stream);
+  }
   return users;
 }
 
