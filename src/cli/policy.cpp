@@ -26,7 +26,7 @@ constexpr const char* kTeaching =
     "Capacities may be ranges: 1000..5000+1000 goes by steps, 1000..64000x2 by a factor. Long lists cost\n"
     "lru and belady nothing more, the other policies a replay for each.\n"
     "\n"
-    "Examples:\n"
+    "Example:\n"
     "  harvest policy --trace conversation_trace.jsonl.gz --capacity-blocks 1000,10000\n"
     "                 --policies lru,arc,belady\n"
     "  harvest policy --trace conversation_trace.jsonl.gz --capacity-blocks 100..102400x2 --json > "
