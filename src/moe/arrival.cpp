@@ -306,8 +306,8 @@ void ExpertCache::Impl::split(std::span<Entry> coming) {
   // Of what the peers could bring by `peers_free + peer_ns` alone, x ns of theirs are y ns of the host's.
   const double behind = peers_free + peer_ns - host_free;
   double host_ns = behind * ns_per_host_byte / (ns_per_host_byte + ns_per_peer_byte);
-  for (auto last = coming.rbegin(); last != coming.rend(); ++last) {
-    Entry& entry = *last;
+  for (std::size_t left = coming.size(); left > 0; --left) {
+    Entry& entry = coming[left - 1];
     const auto pieces = piece_range(entry);
     for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
       if (is_on_peers(*piece)) {

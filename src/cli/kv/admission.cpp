@@ -129,8 +129,7 @@ void Server::leave(Sequence& sequence) {
 /// nothing.
 void Server::let_go(Sequence& sequence) {
   sequence.load.reset();
-  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page) pages_->let_go(*page);
-  sequence.pages.clear();
+  for (; !sequence.pages.empty(); sequence.pages.pop_back()) pages_->let_go(sequence.pages.back());
   sequence.computed = 0;
   sequence.named = 0;
 }
