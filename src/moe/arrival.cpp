@@ -309,17 +309,18 @@ void ExpertCache::Impl::split(std::span<Entry> coming) {
   for (std::size_t left = coming.size(); left > 0; --left) {
     Entry& entry = coming[left - 1];
     const auto pieces = piece_range(entry);
-    for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
-      if (is_on_peers(*piece)) {
+    for (std::size_t ahead = pieces.size(); ahead > 0; --ahead) {
+      const Piece& piece = pieces[ahead - 1];
+      if (is_on_peers(piece)) {
         const auto bytes = static_cast<std::uint64_t>(std::max(0.0, host_ns) / ns_per_host_byte);
-        if (bytes < piece->bytes) {
+        if (bytes < piece.bytes) {
           if (bytes >= kLeastPartBytes)
-            entry.host_from = piece->offset + round_up(piece->bytes - bytes, kPieceAlignment);
+            entry.host_from = piece.offset + round_up(piece.bytes - bytes, kPieceAlignment);
           return;
         }
-        host_ns -= static_cast<double>(piece->bytes) * ns_per_host_byte;
+        host_ns -= static_cast<double>(piece.bytes) * ns_per_host_byte;
       }
-      entry.host_from = piece->offset;
+      entry.host_from = piece.offset;
     }
     host_ns -= static_cast<double>(piece_ns_[place(Wire::host)]);
   }
