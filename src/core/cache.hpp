@@ -228,6 +228,7 @@ class Cache {
   [[nodiscard]] Status check_not_capturing(StreamId stream) const;
   [[nodiscard]] Status check_fetch(std::span<const FetchItem> items, StreamId stream) const;
   [[nodiscard]] Reader& reader_of(StreamId stream);
+  void note_use(Object& object, StreamId stream);
 
   // --- write_path.cpp
   [[nodiscard]] Status check_put(const void* source, std::uint64_t bytes, const PutOptions& options) const;
@@ -395,7 +396,7 @@ class Cache {
     std::array<std::atomic<std::uint64_t>, kTiers> bytes{};
   };
   FetchCounters fetched_;
-  StreamSet shared_streams_{kOverflowStreamBit};  ///< those that share the overflow bit
+  StreamSet shared_streams_{kOverflowStreamBit};  ///< those that read and share the overflow bit
   std::unique_ptr<std::atomic<std::uint32_t>[]>
       trouble_;  ///< by device: copies that failed since the last poll
   std::atomic<std::uint64_t> copies_in_trouble_{0};

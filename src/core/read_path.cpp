@@ -11,11 +11,16 @@
 namespace harvest::core {
 
 Reader& Cache::reader_of(StreamId stream) {
+  return readers_[std::min(static_cast<std::uint32_t>(stream), kOverflowStreamBit)];
+}
+
+/// `stream` is given work that reads the object. Whoever frees the object's memory asks it for an event: so
+/// only streams that read are known, and no number that is none.
+void Cache::note_use(Object& object, StreamId stream) {
   const auto number = static_cast<std::uint32_t>(stream);
-  if (number < kOverflowStreamBit) return readers_[number];
-  // Who is in the set is asked for events, so a number that is no stream's must not get there.
-  if (!shared_streams_.contains(number) && backend_.stream_device(stream)) shared_streams_.add(number);
-  return readers_[kOverflowStreamBit];
+  if (number >= kOverflowStreamBit && !shared_streams_.contains(number) && backend_.stream_device(stream))
+    shared_streams_.add(number);
+  mark_used_by(object, stream);
 }
 
 Lease Cache::acquire(const Key& key, StreamId stream) {
@@ -31,10 +36,7 @@ Lease Cache::acquire(const Key& key, StreamId stream) {
   }
   Object& object = *pinned.object;
   const auto tier = static_cast<std::size_t>(pinned.tier);
-  if (!by_host) {
-    if (static_cast<std::uint32_t>(stream) >= kOverflowStreamBit) static_cast<void>(reader_of(stream));
-    if (!planted_bug(PlantedBug::leased_work_forgotten)) mark_used_by(object, stream);
-  }
+  if (!by_host && !planted_bug(PlantedBug::leased_work_forgotten)) note_use(object, stream);
   if (!wait_for_write(stream, pinned)) [[unlikely]] {
     unpin(object, pinned.tier);
     log_.record_miss();
@@ -214,7 +216,7 @@ void Cache::resolve(Reader& reader, std::span<FetchItem> items, StreamId stream,
     }
     item.outcome = ErrorCode::ok;
     item.served = pinned.tier;
-    mark_used_by(object, stream);
+    note_use(object, stream);
     if (!wait_for_write(stream, pinned)) {
       item.outcome = ErrorCode::unavailable;
       item.served = Tier::none;
@@ -293,9 +295,8 @@ void Cache::submit(Reader& reader, std::span<FetchItem> items, StreamId stream, 
       if (const auto event = record_surely(backend_, side)) {
         joined = *event;
       } else {  // without the join the caller's stream would not wait for these bytes
-        static_cast<void>(reader_of(side));  // so that its number is known
         for (const Reader::Item& entry : group) {
-          mark_used_by(*entry.object, side);  // whose copies nobody waits for now
+          note_use(*entry.object, side);  // whose copies nobody waits for now
           items[entry.index].served = Tier::none;
           items[entry.index].outcome = event.error().code;
         }
@@ -385,7 +386,7 @@ void Cache::serve_from_next_tier(Reader& reader, FetchItem& item, Tier failed, S
     if (pinned.object == nullptr) return;
     Object& object = *pinned.object;
     const auto tier = static_cast<std::size_t>(pinned.tier);
-    mark_used_by(object, stream);
+    note_use(object, stream);
     const bool waits = wait_for_write(stream, pinned);
     const std::uint64_t bytes = object.bytes.load(std::memory_order_relaxed);
     const harvest::Copy copy{static_cast<std::byte*>(item.destination),

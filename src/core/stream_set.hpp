@@ -9,7 +9,7 @@
 
 namespace harvest::core {
 
-/// The streams that a cache was told of and that share a bit in its objects, by number: each by itself up to
+/// The streams that read from a cache and share a bit in its objects, by number: each by itself up to
 /// `kExact` behind the first; beyond that, where few programs ever get, all up to the highest.
 /// Adding allocates nothing and takes no lock.
 class StreamSet {

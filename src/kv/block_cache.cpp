@@ -181,12 +181,7 @@ BlockCache::Impl::~Impl() {
     MutexLock lock(mutex_);
     HARVEST_ASSERT(loads_.empty(), "a cache of blocks ends before its loads");
     lanes_.close();
-    for (const StreamId stream : store_streams_) {
-      if (const auto event = lanes_.record(stream)) {
-        static_cast<void>(backend_.wait_event(*event, kNever));
-        backend_.release_event(*event);
-      }
-    }
+    for (const StreamId stream : store_streams_) lanes_.wait(stream);
     for (Item& item : items_) {
       if (item.event != EventId::none) backend_.release_event(item.event);
       if (item.state >= Item::State::putting) keys.push_back(item.key);

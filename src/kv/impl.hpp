@@ -128,9 +128,9 @@ class BlockCache::Impl {
   [[nodiscard]] std::uint64_t tokens_behind(std::size_t block, std::size_t blocks) const {
     return (blocks - block - 1) * block_tokens_;
   }
-  [[nodiscard]] std::uint64_t waiting(Wire wire) const HARVEST_REQUIRES(mutex_);
+  [[nodiscard]] std::uint64_t host_bytes_waiting() const HARVEST_REQUIRES(mutex_);
   void happened(BlockEvent::Kind kind, const Key& object, Tier tier) HARVEST_REQUIRES(mutex_);
-  void tell() HARVEST_EXCLUDES(mutex_);
+  void tell() noexcept HARVEST_EXCLUDES(mutex_);
 
   // --- load.cpp
   void settle_flights() HARVEST_REQUIRES(mutex_);
@@ -158,6 +158,7 @@ class BlockCache::Impl {
   // --- retry.cpp
   void retry_failed(std::uint64_t load) HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] std::uint32_t take_buffer() HARVEST_EXCLUDES(mutex_);
+  void wait_for_fetches() HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] bool fetch_anew(std::uint64_t load, std::uint32_t block) HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] bool scatter_anew(std::uint64_t load, std::uint32_t block, std::uint32_t buffer)
       HARVEST_EXCLUDES(mutex_);
@@ -170,7 +171,7 @@ class BlockCache::Impl {
   Status gather(Item& item, std::uint32_t buffer) HARVEST_REQUIRES(mutex_);
   void settle_items() HARVEST_REQUIRES(mutex_);
   void put_gathered() HARVEST_EXCLUDES(mutex_);
-  bool put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) HARVEST_EXCLUDES(mutex_);
+  void put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) HARVEST_EXCLUDES(mutex_);
   void show_written() HARVEST_EXCLUDES(mutex_);
   void leave_buffer(Item& item) HARVEST_REQUIRES(mutex_);
 

@@ -46,11 +46,7 @@ void Lanes::close() {
   for (std::size_t number = 0; number < kLanes; ++number) {
     Lane& lane = lanes_[number];
     if (lane.stream == StreamId::none) continue;
-    // Copies that got no event are behind this one too.
-    if (const auto event = record(lane.stream)) {
-      static_cast<void>(backend_.wait_event(*event, kNever));
-      backend_.release_event(*event);
-    }
+    wait(lane.stream);
     lane.ended += lane.flights.size();
     lane.flights.clear();
   }
@@ -72,6 +68,13 @@ std::optional<EventId> Lanes::record(StreamId stream) {
   }
 }
 
+void Lanes::wait(StreamId stream) {
+  const auto event = record(stream);
+  if (!event) return;
+  static_cast<void>(backend_.wait_event(*event, kNever));
+  backend_.release_event(*event);
+}
+
 SharedEvent Lanes::record_shared(StreamId stream) {
   const auto event = record(stream);
   if (!event) return nullptr;
@@ -81,13 +84,13 @@ SharedEvent Lanes::record_shared(StreamId stream) {
           }};
 }
 
-FlightName Lanes::depart(std::size_t number, Flight flight) {
+std::uint64_t Lanes::depart(std::size_t number, Flight flight) {
   Lane& lane = lanes_[number];
   flight.event = record_shared(lane.stream);
   if (flight.event) order(lease_stream(wire_of(number)), *flight.event);
   under_way_[static_cast<std::size_t>(wire_of(number))] += flight.bytes;
   lane.flights.push_back(std::move(flight));
-  return {number, lane.ended + lane.flights.size()};
+  return lane.ended + lane.flights.size();
 }
 
 const std::vector<Lanes::Landed>& Lanes::settle() {
@@ -100,7 +103,7 @@ const std::vector<Lanes::Landed>& Lanes::settle() {
       if (state == EventState::pending) break;
       flight.event.reset();
       under_way_[static_cast<std::size_t>(wire_of(number))] -= flight.bytes;
-      landed_.push_back({std::move(flight), wire_of(number), state == EventState::failed});
+      landed_.push_back({std::move(flight), state == EventState::failed});
       lane.flights.pop_front();
       ++lane.ended;
     }

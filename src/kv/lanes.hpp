@@ -35,12 +35,7 @@ struct Flight {
   std::uint64_t bytes = 0;
 };
 
-/// A flight by its lane and its number there, from 1; flights of a lane end in order.
-struct FlightName {
-  std::size_t lane = 0;
-  std::uint64_t number = 0;
-};
-/// The last of each lane; 0: none.
+/// Flights of a lane are numbered from 1 and end in order. Of each lane the last; 0: none.
 using FlightNumbers = std::array<std::uint64_t, kLanes>;
 
 class Lanes {
@@ -72,17 +67,18 @@ class Lanes {
     return lease_streams_[static_cast<std::size_t>(wire)];
   }
 
-  /// Copies were given to the lane: an event behind them.
-  FlightName depart(std::size_t lane, Flight flight);
+  /// Copies were given to the lane: an event behind them. Answers the flight's number.
+  std::uint64_t depart(std::size_t lane, Flight flight);
   /// An event behind the work of a stream that must not be lost sight of: where the driver has none to give,
   /// asks until it has. Nothing if the device is lost or the stream not known: then no work runs.
   [[nodiscard]] std::optional<EventId> record(StreamId stream);
-  /// The same, for several who look at it.
+  /// Until all work of a stream is done.
+  void wait(StreamId stream);
+  /// As `record`, for several who look at it.
   [[nodiscard]] SharedEvent record_shared(StreamId stream);
 
   struct Landed {
     Flight flight;
-    Wire wire = Wire::peers;
     bool failed = false;
   };
   /// Takes out the flights that have ended. Good until the next call.

@@ -120,8 +120,8 @@ void BlockCache::Impl::give(Load& load, const PieceRef& piece) {
   if (!block.failed) {
     const std::size_t lane = lanes_.next_lane(wire_of(block.lease));
     if (const std::uint64_t bytes = copy_to_pages(load, piece, lane); bytes != 0) {
-      const FlightName name = lanes_.depart(lane, {.load = load.id, .block = piece.block, .bytes = bytes});
-      load.groups[shape_.pieces()[piece.piece].group][lane] = name.number;
+      load.groups[shape_.pieces()[piece.piece].group][lane] =
+          lanes_.depart(lane, {.load = load.id, .block = piece.block, .bytes = bytes});
       ++load.flying;
       const auto tier = static_cast<std::size_t>(block.lease.tier());
       load.bytes[tier] += bytes;

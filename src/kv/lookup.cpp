@@ -60,9 +60,9 @@ PrefixMatch BlockCache::Impl::lookup(std::span<const Key> keys) {
     for (const Wire wire : {Wire::peers, Wire::host}) {
       const Tier tier = wire == Wire::peers ? Tier::peer : Tier::host;
       const std::uint64_t mine = match.bytes[static_cast<std::size_t>(tier)] / share;
+      const std::uint64_t waiting = wire == Wire::host ? host_bytes_waiting() : 0;
       if (mine != 0)
-        ns[static_cast<std::size_t>(wire)] =
-            wire_ns(wire, mine + lanes_.bytes_under_way(wire) + waiting(wire));
+        ns[static_cast<std::size_t>(wire)] = wire_ns(wire, mine + lanes_.bytes_under_way(wire) + waiting);
     }
     return wires_apart_ ? std::max(ns[0], ns[1]) : ns[0] + ns[1];
   };
@@ -73,11 +73,10 @@ PrefixMatch BlockCache::Impl::lookup(std::span<const Key> keys) {
 }
 
 /// Bytes of loads that were begun and are not given to the wire yet.
-std::uint64_t BlockCache::Impl::waiting(Wire wire) const {
+std::uint64_t BlockCache::Impl::host_bytes_waiting() const {
   std::uint64_t bytes = 0;
-  if (wire == Wire::host)
-    for (const Load& load : loads_)
-      for (const PieceRef& piece : load.waiting) bytes += shape_.pieces()[piece.piece].bytes;
+  for (const Load& load : loads_)
+    for (const PieceRef& piece : load.waiting) bytes += shape_.pieces()[piece.piece].bytes;
   return bytes;
 }
 
@@ -145,7 +144,7 @@ void BlockCache::Impl::happened(BlockEvent::Kind kind, const Key& object, Tier t
 
 /// One thread at a time, so that events are told in their order. What happens meanwhile, to it or to others,
 /// is told by it too.
-void BlockCache::Impl::tell() {
+void BlockCache::Impl::tell() noexcept {
   {
     MutexLock lock(mutex_);
     if (std::exchange(telling_, true)) return;

@@ -31,6 +31,16 @@ std::uint32_t BlockCache::Impl::take_buffer() {
   }
 }
 
+/// Where nobody could say how a fetch ended, it may still write the buffer.
+void BlockCache::Impl::wait_for_fetches() {
+  SharedEvent end;
+  {
+    MutexLock lock(mutex_);
+    end = lanes_.record_shared(fetch_stream_);
+  }
+  if (end) backend_.wait_event(*end, kNever);
+}
+
 /// From the buffer into pages. Behind all that may still use them, as the first attempt was.
 bool BlockCache::Impl::scatter_anew(std::uint64_t id, std::uint32_t number, std::uint32_t buffer) {
   std::optional<EventId> event;
@@ -67,7 +77,10 @@ bool BlockCache::Impl::fetch_anew(std::uint64_t id, std::uint32_t number) {
   const Status fetched = cache_.fetch_and_wait({&item, 1}, fetch_stream_);
   bool arrived = fetched && item.outcome == ErrorCode::ok && item.bytes == shape_.bytes();
   // What was given to other streams may have read the pages already, or filled them anew: too late for them.
-  if (arrived) arrived = !let_go && scatter_anew(id, number, buffer);
+  if (arrived)
+    arrived = !let_go && scatter_anew(id, number, buffer);
+  else
+    wait_for_fetches();
   MutexLock lock(mutex_);
   buffer_used_[buffer] = false;
   ++stats_.retried;

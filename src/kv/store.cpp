@@ -115,8 +115,9 @@ void BlockCache::Impl::settle_items() {
   });
 }
 
-/// A `put` may map memory, and tells the user's callbacks: no lock is held.
-bool BlockCache::Impl::put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) {
+/// A `put` may map memory, and tells the user's callbacks: no lock is held. One that is refused may have
+/// given copies that still read the buffer, so it is judged like the others: by what is there in the end.
+void BlockCache::Impl::put(const Key& key, const std::optional<Key>& parent, std::uint32_t buffer) {
   PutOptions options;
   options.backing = config_.backing;
   options.source_device = cache_.config().consumer;
@@ -125,7 +126,7 @@ bool BlockCache::Impl::put(const Key& key, const std::optional<Key>& parent, std
   options.tenant = config_.tenant;
   if (parent) options.parent = object_key(*parent);
   options.recompute_cost_ns = config_.recompute_ns_per_token * static_cast<double>(block_tokens_);
-  return cache_.put(key, store_buffer(buffer), shape_.bytes(), options).has_value();
+  static_cast<void>(cache_.put(key, store_buffer(buffer), shape_.bytes(), options));
 }
 
 void BlockCache::Impl::put_gathered() {
@@ -142,12 +143,11 @@ void BlockCache::Impl::put_gathered() {
       parent = item->parent;
       buffer = item->buffer;
     }
-    const bool taken = put(key, parent, buffer);
+    put(key, parent, buffer);
     MutexLock lock(mutex_);
     const auto item = std::ranges::find(items_, key, &Item::key);
-    const auto event = lanes_.record(store_streams_[buffer]);
-    if (event) item->event = *event;
-    if (taken && event) {
+    if (const auto event = lanes_.record(store_streams_[buffer])) {
+      item->event = *event;
       item->state = Item::State::writing;
     } else {
       leave_buffer(*item);

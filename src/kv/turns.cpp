@@ -8,6 +8,11 @@
 #include "base/assert.hpp"
 
 namespace harvest::kv {
+namespace {
+
+constexpr std::uint64_t kMostRoomTokens = 1ULL << 48;  // sums with a turn and a page do not overflow
+
+}  // namespace
 
 Result<Turns> Turns::create(const TurnsConfig& config) {
   const auto positive = [](const char* name, std::uint64_t value) -> Status {
@@ -20,14 +25,19 @@ Result<Turns> Turns::create(const TurnsConfig& config) {
                                     {"most_running", config.most_running},
                                     {"most_moving", config.most_moving}})
     if (Status status = positive(name, value); !status) return tl::unexpected(status.error());
-  if (config.quantum_tokens > config.room_tokens)
-    return fail(ErrorCode::invalid_argument, fmt::format("quantum_tokens is {}, room_tokens allows {}",
-                                                         config.quantum_tokens, config.room_tokens));
-  return Turns(config);
+  if (config.room_tokens > kMostRoomTokens)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("room_tokens is {}, the most is {}", config.room_tokens, kMostRoomTokens));
+  Turns turns(config);
+  if (turns.room_for(config.quantum_tokens) > config.room_tokens)
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("quantum_tokens is {} in pages of {}, room_tokens allows {}",
+                            config.quantum_tokens, config.page_tokens, config.room_tokens));
+  return turns;
 }
 
 Status Turns::add(Id id, std::uint64_t tokens) {
-  if (room_for(tokens + config_.quantum_tokens) > config_.room_tokens)
+  if (tokens > config_.room_tokens || room_for(tokens + config_.quantum_tokens) > config_.room_tokens)
     return fail(ErrorCode::invalid_argument,
                 fmt::format("sequence {} has {} tokens and a turn of {}, room_tokens is {}", id, tokens,
                             config_.quantum_tokens, config_.room_tokens));
@@ -57,8 +67,8 @@ const std::vector<Turns::Move>& Turns::decide() {
   bring_first();
   if (!config_.take_turns) return moves_;
   make_room();
-  bring_first();  // who leaves does not run any more, and there may have been room for one more but not a
-                  // place
+  // Who leaves does not run any more, and there may have been room for one more, but not a place.
+  bring_first();
   return moves_;
 }
 

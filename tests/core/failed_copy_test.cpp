@@ -73,6 +73,26 @@ TEST(FailedCopyTest, NobodyAsksStreamsThatTheCacheDoesNotKnow) {
   world.backend->release_event(event);
 }
 
+/// Nor streams that objects are only written on: what they read there is the writer's, and has its own event.
+TEST(FailedCopyTest, NobodyAsksStreamsThatNothingWasReadOn) {
+  World world;
+  std::vector<StreamId> streams;
+  while (streams.size() < 80) streams.push_back(*world.backend->create_stream(0));
+  const StreamId reads = streams[78], writes = streams[70];
+  ASSERT_TRUE(world.put(1, 1, MiB, backed_by(Backing::lossy)));
+  ASSERT_TRUE(world.put(2, 1, MiB, backed_by(Backing::lossy, writes)));
+  world.settle();
+  world.cache->acquire(1, reads).release();
+  fail_the_next_copy(world);
+  const harvest::Copy copy{world.staging, world.staging + MiB, 4096};
+  ASSERT_TRUE(world.backend->copy(writes, {0, 0}, {&copy, 1}));
+  ASSERT_TRUE(world.cache->erase(1));
+  world.settle();
+  const EventId event = *world.backend->record_event(writes);
+  EXPECT_EQ(world.backend->wait_event(event, kNever), EventState::failed);
+  world.backend->release_event(event);
+}
+
 TEST(FailedCopyTest, RefusedPutLeavesTheReadersOfItsSlotAlone) {
   World world(one_slot());
   ASSERT_TRUE(world.put(1, 1, 2 * MiB, backed_by(Backing::lossy)));

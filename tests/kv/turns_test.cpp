@@ -86,7 +86,11 @@ TEST(Turns, WithoutTurnsTheLastLeavesOnlyWhenTheRoomIsUsedUp) {
 TEST(Turns, RefusesWhatCannotBeMeant) {
   EXPECT_THAT(Turns::create({}).error().message, HasSubstr("room_tokens is 0"));
   EXPECT_THAT(Turns::create({.room_tokens = 10, .quantum_tokens = 11}).error().message,
-              HasSubstr("quantum_tokens is 11, room_tokens allows 10"));
+              HasSubstr("quantum_tokens is 11 in pages of 1, room_tokens allows 10"));
+  EXPECT_THAT(Turns::create({.room_tokens = 10, .quantum_tokens = 9, .page_tokens = 16}).error().message,
+              HasSubstr("quantum_tokens is 9 in pages of 16, room_tokens allows 10"));
+  EXPECT_THAT(Turns::create({.room_tokens = UINT64_MAX}).error().message,
+              HasSubstr("room_tokens is 18446744073709551615, the most is 281474976710656"));
   EXPECT_THAT(Turns::create({.room_tokens = 99, .most_moving = 0}).error().message,
               HasSubstr("most_moving is 0"));
   Turns turns = make({.room_tokens = 100, .quantum_tokens = 10});

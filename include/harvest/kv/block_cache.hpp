@@ -187,7 +187,8 @@ class BlockCache {
   /// Brings blocks into pages: `block_pages` pages for each block, in order. After all work already on
   /// `stream` (which may still use the pages); until that work is done no more than the first pieces leave
   /// the peers, and an owner waits for it: where pages are free already, name a stream that has nothing to
-  /// do. Layers with a window come only for the blocks that it reaches back on from the end of the last.
+  /// do. Layers with a window come only for the blocks that it reaches back on from the end of the last. An
+  /// event is recorded on the stream: one of the caller's tells of failed work since then.
   /// Errors: invalid_argument (another number of pages, a page that there is not, twice the same page, the
   /// stream), not_supported (the stream is being captured), unavailable (the consumer is lost).
   [[nodiscard]] Result<BlockLoad> load(std::span<const Key> keys, std::span<const std::uint32_t> pages,
@@ -198,7 +199,9 @@ class BlockCache {
   /// Keeps blocks beyond their pages, in the order of the prompt, from its beginning or behind blocks that
   /// `parent` is the last of. After all work already on `stream`, which fills the pages, and beside all later
   /// work: nothing that is given to `stream` later waits for this. Blocks that are here already are skipped.
-  /// Answers how many are under way. `poll` and `settle` carry them on. Errors: as `load`.
+  /// What failed work filled is not kept: the event that is recorded on `stream` for this tells of the work
+  /// since the event before it, and one of the caller's tells of failed work since then. Answers how many are
+  /// under way. `poll` and `settle` carry them on. Errors: as `load`.
   Result<std::size_t> store(std::span<const Key> keys, std::span<const std::uint32_t> pages, StreamId stream,
                             const std::optional<Key>& parent = {});
 

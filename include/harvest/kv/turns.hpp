@@ -24,7 +24,8 @@
 namespace harvest::kv {
 
 struct TurnsConfig {
-  std::uint64_t room_tokens = 0;      ///< of keys and values, of all sequences together, on the GPU
+  /// Of keys and values, of all sequences together, on the GPU; at most 2^48.
+  std::uint64_t room_tokens = 0;
   std::uint32_t quantum_tokens = 64;  ///< of a turn: what a sequence may generate before others go first
   std::uint32_t page_tokens = 1;      ///< room is taken in multiples of this
   std::uint32_t most_running = 1024;  ///< sequences on the GPU at a time
@@ -42,9 +43,8 @@ struct TurnsConfig {
 /// A sequence waits, comes, runs, leaves, and waits again. What always holds:
 /// - room: the tokens of those that come, run and leave, each with what it may still generate and in whole
 ///   pages, never exceed `room_tokens`;
-/// - fairness: who waits is brought in the order in which they began to wait, so that while one waits no
-/// other
-///   comes twice. Who has had its turn leaves when its room is wanted, the one that came first at first;
+/// - fairness: who waits is brought in the order in which they began to wait, so that no other comes twice
+///   while one waits. Who has had its turn leaves when its room is wanted, the one that came first at first;
 /// - work: nobody leaves whose room nobody wants, whoever is first in line is brought as soon as there is
 ///   room, and who has had its turn runs on until it is told to leave, as long as there is room for that.
 /// Without turns who runs leaves only if the room is used up: the last that came, and it is first in line.
@@ -63,8 +63,8 @@ class Turns {
     std::uint64_t tokens = 0;
   };
 
-  /// Errors: invalid_argument (names the field, value and limit): no room, no quantum, no page, nobody who
-  /// may run or move, a quantum that alone has no room.
+  /// Errors: invalid_argument (names the field, value and limit): no room or more than there can be, no
+  /// quantum, no page, nobody who may run or move, a quantum that alone has no room.
   [[nodiscard]] static Result<Turns> create(const TurnsConfig& config);
 
   /// One more, last in line, with `tokens` tokens to begin with. Errors: invalid_argument (they and a turn

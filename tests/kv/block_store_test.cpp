@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+
+#include "kv/world.hpp"
+
+/// Blocks on their way from pages into the cache.
+namespace harvest::kv {
+namespace {
+
+using ::testing::IsEmpty;
+using Keys = std::vector<Key>;
+
+// --- storing ----------------------------------------------------------------------------------------------
+
+TEST(BlockStore, ReadsWhatWorkBeforeItWrites) {
+  World world;
+  const auto pages = world.pages_from(0, 1), from = world.pages_from(40, 1);
+  world.fill(Key(1), from);
+  ASSERT_TRUE(world.backend->submit_kernel(world.stream, 5'000'000));
+  std::vector<Copy> copies;
+  for (const KvPart& part : world.layout.parts)
+    for (std::size_t i = 0; i < pages.size(); ++i)
+      copies.push_back({part.base + pages[i] * part.page_stride_bytes,
+                        part.base + from[i] * part.page_stride_bytes, part.run_bytes});
+  ASSERT_TRUE(world.backend->copy(world.stream, {0, 0}, copies));
+  ASSERT_EQ(world.blocks->store(Keys{1}, pages, world.stream), 1U);
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  const auto back = world.pages_from(20, 1);
+  auto load = world.blocks->load(Keys{1}, back, world.stream);
+  ASSERT_TRUE(load);
+  EXPECT_THAT(load->finish(), IsEmpty());
+  EXPECT_EQ(world.wrong_bytes(Key(1), back), 0U);
+}
+
+TEST(BlockStore, HoldsUpNothingOfTheEngines) {
+  World world;
+  const auto pages = world.pages_from(0, 4);
+  ASSERT_TRUE(world.blocks->store(Keys{1, 2, 3, 4}, pages, world.stream));
+  const TimeNs begin = world.backend->now_ns();
+  ASSERT_TRUE(world.backend->submit_kernel(world.stream, 1000));
+  world.wait_for(world.stream);
+  EXPECT_EQ(world.backend->now_ns() - begin, 1000);
+}
+
+TEST(BlockStore, PagesAreFreeBehindTheirGather) {
+  World world;
+  const auto pages = world.pages_from(0, 2);
+  world.fill(Key(1), std::span(pages).first(2));
+  world.fill(Key(2), std::span(pages).subspan(2));
+  ASSERT_EQ(world.blocks->store(Keys{1, 2}, pages, world.stream), 2U);
+  ASSERT_TRUE(world.blocks->order_behind_stores(pages, world.stream));
+  for (const KvPart& part : world.layout.parts)
+    for (const std::uint32_t page : pages)
+      ASSERT_TRUE(
+          world.backend->fill(world.stream, 0, part.base + page * part.page_stride_bytes, part.run_bytes, 0));
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  const auto back = world.pages_from(20, 2);
+  auto load = world.blocks->load(Keys{1, 2}, back, world.stream);
+  ASSERT_TRUE(load);
+  EXPECT_THAT(load->finish(), IsEmpty());
+  EXPECT_EQ(world.wrong_bytes(Key(1), std::span(back).first(2)), 0U);
+  EXPECT_EQ(world.wrong_bytes(Key(2), std::span(back).subspan(2)), 0U);
+}
+
+TEST(BlockStore, WhatHasNotBegunIsGivenUpForItsPages) {
+  World world;
+  const auto pages = world.pages_from(0, 4);
+  ASSERT_EQ(world.blocks->store(Keys{1, 2, 3, 4}, pages, world.stream), 4U);
+  ASSERT_TRUE(world.blocks->order_behind_stores(pages, world.stream));
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  const BlockCacheStats stats = world.blocks->stats();
+  EXPECT_EQ(stats.stored, 2U) << "two buffers";
+  EXPECT_EQ(stats.stores_given_up, 2U);
+  EXPECT_EQ(stats.stores_asked, 4U);
+}
+
+TEST(BlockStore, KeepsEachBlockOnce) {
+  World world;
+  world.keep(Keys{1, 2});
+  EXPECT_EQ(world.blocks->store(Keys{1, 2, 3}, world.pages_from(0, 3), world.stream), 1U);
+  EXPECT_EQ(world.blocks->store(Keys{3}, world.pages_from(0, 1), world.stream), 0U) << "it is on its way";
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  EXPECT_EQ(world.blocks->stats().stores_known, 3U);
+}
+
+TEST(BlockStore, NobodyReadsWhatFailedOnItsWay) {
+  for (const std::uint64_t number : {1U, 2U, 3U}) {
+    World world;
+    FaultPlan plan;
+    plan.fail_copy.at = number;  // of the gather, the host's copy, the peer's
+    ASSERT_TRUE(world.backend->set_faults(plan));
+    world.keep(Keys{1});
+    const auto pages = world.pages_from(20, 1);
+    if (world.blocks->lookup(Keys{1}).blocks == 0) {
+      EXPECT_EQ(world.blocks->stats().stores_refused, 1U);
+      continue;
+    }
+    auto load = world.blocks->load(Keys{1}, pages, world.stream);
+    ASSERT_TRUE(load);
+    EXPECT_THAT(load->finish(), IsEmpty());
+    EXPECT_EQ(world.wrong_bytes(Key(1), pages), 0U) << number;
+  }
+}
+
+TEST(BlockStore, AFullCacheRefusesAndSaysSo) {
+  World world({.with = [](BlockCacheConfig& config) { config.backing = Backing::spill; },
+               .with_peers =
+                   [](PeerCacheConfig& config) {
+                     config.peer_budget_bytes = 0;
+                     config.host_budget_bytes = 0;
+                   }});
+  world.keep(Keys{1, 2});
+  EXPECT_EQ(world.blocks->stats().stores_refused, 2U);
+  EXPECT_EQ(world.blocks->lookup(Keys{1}).blocks, 0U);
+}
+
+TEST(BlockStore, ErasedOnItsWayItIsNotFound) {
+  World world;
+  ASSERT_EQ(world.blocks->store(Keys{1}, world.pages_from(0, 1), world.stream), 1U);
+  EXPECT_TRUE(world.blocks->erase(Key(1)));
+  ASSERT_TRUE(world.blocks->settle(world.backend->now_ns() + 1'000'000'000));
+  EXPECT_EQ(world.blocks->lookup(Keys{1}).blocks, 0U);
+  EXPECT_EQ(world.cache->stats().objects, 0U);
+  EXPECT_FALSE(world.blocks->erase(Key(1)));
+}
+
+TEST(BlockStore, TellsWhatHappensToBlocks) {
+  World world;
+  world.keep(Keys{1});
+  ASSERT_EQ(world.events.size(), 1U);
+  EXPECT_EQ(world.events[0].kind, BlockEvent::Kind::stored);
+  EXPECT_EQ(world.events[0].key, Key(1));
+  EXPECT_EQ(world.events[0].tier, Tier::peer);
+  ASSERT_TRUE(world.cache->reclaim(1, 64ULL << 30, world.backend->now_ns() + 1'000'000'000));
+  ASSERT_EQ(world.events.size(), 2U);
+  EXPECT_EQ(world.events[1].kind, BlockEvent::Kind::moved);
+  EXPECT_EQ(world.events[1].tier, Tier::host);
+}
+
+}  // namespace
+}  // namespace harvest::kv
