@@ -63,11 +63,6 @@ Options tiny_options() {
   return options;
 }
 
-template <typename Choices>
-auto one_of(const Choices& choices, Random& random) {
-  return choices[random.below(choices.size())];
-}
-
 }  // namespace
 
 CommandLine::CommandLine(int argc, const char* const* argv)
@@ -144,26 +139,25 @@ Options CommandLine::draw(std::uint64_t seed) const {
   const auto number = [&](std::uint32_t low, std::uint32_t high) {
     return static_cast<std::uint32_t>(random.between(low, high));
   };
-  choose("--arrangement", options.arrangement, std::string(one_of(kv::kv_arrangement_names(), random)));
+  choose("--arrangement", options.arrangement, std::string(random.one_of(kv::kv_arrangement_names())));
   choose("--page-tokens", options.page_tokens, number(1, 8));
   choose("--block-pages", options.block_pages, number(1, 4));
   choose("--pages", options.pages, options.least_pages() + number(0, options.least_pages() / 2));
   choose("--batch", options.limits.sequences, number(1, 6));
   choose("--step-tokens", options.limits.tokens_per_step, options.limits.sequences + number(0, 40));
   choose("--temperature", options.temperature, random.chance(0.5) ? 0.0 : 1.0);
-  choose("--backing", options.backing, std::string(to_string(one_of(kBackings, random))));
+  choose("--backing", options.backing, std::string(to_string(random.one_of(kBackings))));
   choose("--peer-idle", options.peer_bytes, random.below(5) * (kSmallestIdleBytes / 4));
-  choose("--host-budget", options.host_bytes,
-         one_of(std::array{2ULL << 20, 8ULL << 20, 64ULL << 20}, random));
+  choose("--host-budget", options.host_bytes, random.one_of(std::array{2ULL << 20, 8ULL << 20, 64ULL << 20}));
   choose("--group-layers", options.group_layers, number(0, options.shape.layers));
-  choose("--ahead-us", options.ahead_us, one_of(std::array{0.0, 10.0, 50'000.0}, random));
+  choose("--ahead-us", options.ahead_us, random.one_of(std::array{0.0, 10.0, 50'000.0}));
   choose("--store-buffers", options.store_buffers, number(1, 4));
-  choose("--recompute-us", options.recompute_us, one_of(std::array{0.0, 0.0, 1.0}, random));
+  choose("--recompute-us", options.recompute_us, random.one_of(std::array{0.0, 0.0, 1.0}));
   // A slow GPU gives copies more time between steps, and peers time to come back into service.
-  choose("--kernel-us", options.kernel_us, one_of(std::array{3.0, 100.0, 3'000.0}, random));
+  choose("--kernel-us", options.kernel_us, random.one_of(std::array{3.0, 100.0, 3'000.0}));
   choose("--schedule-us", options.schedule_us,
-         one_of(std::array{0.0, 30.0, 300.0}, random) * options.kernel_us);
-  choose("--faults", options.fault_rate, one_of(std::array{0.0, 0.0, 0.003, 0.02}, random));
+         random.one_of(std::array{0.0, 30.0, 300.0}) * options.kernel_us);
+  choose("--faults", options.fault_rate, random.one_of(std::array{0.0, 0.0, 0.003, 0.02}));
   choose("--arrival-us", options.talk.arrival_us, random.uniform() * 200 * options.kernel_us);
   choose("--pause-us", options.talk.pause_us, random.uniform() * 1'000 * options.kernel_us);
   choose("--owner-period-us", options.owner_period_us, options.kernel_us * (30 + random.uniform() * 1'500));

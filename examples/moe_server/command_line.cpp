@@ -59,11 +59,6 @@ Options tiny_options() {
   return options;
 }
 
-template <typename Choices>
-auto one_of(const Choices& choices, Random& random) {
-  return choices[random.below(choices.size())];
-}
-
 }  // namespace
 
 CommandLine::CommandLine(int argc, const char* const* argv)
@@ -120,8 +115,8 @@ Options CommandLine::draw(std::uint64_t seed) const {
   const std::uint64_t expert_bytes = shape.description().expert_bytes() + kKiB;
   const std::uint64_t experts = std::uint64_t{shape.layers} * shape.experts;
   const std::uint64_t fewest = std::min<std::uint64_t>(experts, 2);
-  choose("--predictor", options.predictor, std::string(one_of(moe::predictor_names(), random)));
-  choose("--eviction", options.eviction, std::string(one_of(moe::expert_eviction_names(), random)));
+  choose("--predictor", options.predictor, std::string(random.one_of(moe::predictor_names())));
+  choose("--eviction", options.eviction, std::string(random.one_of(moe::expert_eviction_names())));
   // Often so few slots that a step does not have one for each expert.
   const std::uint64_t most = random.chance(0.3) ? std::min<std::uint64_t>(experts, 6) : experts;
   choose("--local-budget", options.local_bytes, random.between(fewest, most) * expert_bytes);
@@ -137,7 +132,7 @@ Options CommandLine::draw(std::uint64_t seed) const {
   choose("--prefetch-layers", options.prefetch_layers,
          static_cast<std::uint32_t>(random.between(1, std::min(3U, shape.layers))));
   // A slow GPU gives copies more time between steps, and peers time to come back into service.
-  choose("--kernel-us", options.kernel_us, one_of(std::array{3.0, 100.0, 10'000.0}, random));
+  choose("--kernel-us", options.kernel_us, random.one_of(std::array{3.0, 100.0, 10'000.0}));
   choose("--owner-period-us", options.owner_period_us, options.kernel_us * (20 + random.uniform() * 300));
   return options;
 }

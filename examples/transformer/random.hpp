@@ -24,6 +24,11 @@ class Random {
   /// From 0 to just below 1.
   double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
   bool chance(double probability) { return uniform() < probability; }
+  /// Requires: there is one.
+  template <typename Choices>
+  auto one_of(const Choices& choices) {
+    return choices[below(choices.size())];
+  }
   /// With mean 1.
   double exponential() { return -std::log1p(-uniform()); }
 

@@ -2,6 +2,7 @@
 #include "cli/bench/kv.hpp"
 
 #include "cli/bench/bench.hpp"
+#include "cli/bench/machine.hpp"
 
 /// `harvest bench kv`: what keeping KV-cache blocks beyond the GPU gives.
 namespace harvest::cli::bench {
@@ -18,6 +19,21 @@ constexpr const char* kTeaching =
     "All print --json. What they show: docs/benchmarks/kv.md";
 
 }  // namespace
+
+Result<Json> kv_header(const ServeRun& run, const std::string& benchmark) {
+  const auto backend = make_simulated_backend(run.machine, {.bytes = SimulatedBytes::phantom});
+  if (!backend) return tl::unexpected(backend.error());
+  Json json = header_of(**backend, false, benchmark);
+  json["model"] = run.rank.model().name;
+  json["tensor_parallel"] = run.rank.ranks();
+  json["block_tokens"] = run.block_tokens;
+  json["local_bytes"] = run.local_bytes;
+  json["peers"] = run.peers;
+  json["peer_bytes"] = run.peer_bytes;
+  json["host_bytes"] = run.host_bytes;
+  json["seed"] = run.seed;
+  return json;
+}
 
 void add_kv(CLI::App& bench, Action& chosen) {
   CLI::App* command = bench.add_subcommand("kv", "KV-cache blocks beyond the GPU's own memory");

@@ -71,13 +71,7 @@ Result<Trace> open_trace(const Options& options) {
 Result<ServeRun> run_of(const Options& options) {
   const auto place = place_of(options.machine);
   if (!place) return tl::unexpected(place.error());
-  ServeRun run;
-  run.machine = place->machine;
-  run.rank = place->rank;
-  run.peers = place->peers;
-  run.local_bytes = place->local_bytes;
-  run.peer_bytes = place->peer_bytes;
-  run.host_bytes = place->host_bytes;
+  ServeRun run{*place};
   const auto activity = parse_owner_activity(options.owner_activity);
   if (!activity) return fail(activity.error().code, "--owner-activity: " + activity.error().message);
   run.activity = *activity;
@@ -91,67 +85,46 @@ Result<ServeRun> run_of(const Options& options) {
   return run;
 }
 
-Json by_tier(const std::array<std::uint64_t, kTiers>& counts, bool with_local) {
-  Json json;
-  if (with_local) json["local"] = counts[static_cast<std::size_t>(Tier::local)];
-  json["peer"] = counts[static_cast<std::size_t>(Tier::peer)];
-  json["host"] = counts[static_cast<std::size_t>(Tier::host)];
-  return json;
+Json by_tier(const std::array<std::uint64_t, kTiers>& counts) {
+  return {{"local", counts[static_cast<std::size_t>(Tier::local)]},
+          {"peer", counts[static_cast<std::size_t>(Tier::peer)]},
+          {"host", counts[static_cast<std::size_t>(Tier::host)]}};
 }
 
 Json to_json(const ServeFigures& figures, const ServeFigures& bound) {
-  Json json;
-  json["strategy"] = to_string(figures.strategy);
-  json["ttft_ms"] = ms_of(figures.ttft);
-  json["tbt_ms"] = ms_of(figures.tbt);
-  json["tokens_per_s"] = figures.tokens_per_s;
+  Json json{{"strategy", to_string(figures.strategy)}};
+  json.update(cli::to_json(figures));
   json["goodput_per_s"] = figures.goodput_per_s;
-  json["completed"] = figures.completed;
-  json["output_tokens"] = figures.output_tokens;
-  json["computed_tokens"] = figures.computed_tokens;
   json["blocks"] = figures.blocks;
-  json["hits"] = by_tier(figures.hits, true);
+  json["hits"] = by_tier(figures.hits);
   json["recomputed"] = figures.recomputed;
   json["lost"] = figures.lost;
-  json["wrong_bytes"] = figures.wrong_bytes;
-  json["left"] = figures.left;
-  json["bytes_from"] = by_tier(figures.bytes_from, false);
-  json["exposed_stall_fraction"] = figures.exposed_stall_fraction;
-  json["duration_s"] = static_cast<double>(figures.duration_ns) / 1e9;
   json["stored"] = figures.cache.stored;
   json["stores_given_up"] = figures.cache.stores_given_up;
   json["owners"] = {
       {"rises", figures.owners.rises}, {"refused", figures.owners.refused}, {"late", figures.owners.late}};
   json["bound"] = {{"ttft_ms_p90", static_cast<double>(bound.ttft.p90_ns) / 1e6},
                    {"tokens_per_s", bound.tokens_per_s},
-                   {"hits", by_tier(bound.hits, true)}};
+                   {"hits", by_tier(bound.hits)}};
   return json;
 }
 
 Result<Json> to_json(const Options& options, const ServeRun& run, const std::vector<ServeFigures>& results,
                      const ServeFigures& bound) {
-  const auto backend = make_simulated_backend(run.machine, {.bytes = SimulatedBytes::phantom});
-  if (!backend) return tl::unexpected(backend.error());
-  Json json = header_of(**backend, false, "kv_serve");
-  json["model"] = run.rank.model().name;
-  json["tensor_parallel"] = run.rank.ranks();
+  auto header = kv_header(run, "kv_serve");
+  if (!header) return header;
+  Json& json = *header;
   json["trace"] = options.trace;
   json["requests"] = run.requests.size();
   json["rate"] = options.rate;
-  json["block_tokens"] = kServedBlockTokens;
   json["block_bytes"] = run.block_bytes();
-  json["local_bytes"] = run.local_bytes;
-  json["peers"] = run.peers;
-  json["peer_bytes"] = run.peer_bytes;
-  json["host_bytes"] = run.host_bytes;
   json["chunk_tokens"] = run.chunk_tokens;
   json["ttft_limit_ms"] = options.ttft_limit_ms;
   json["tbt_limit_ms"] = options.tbt_limit_ms;
   json["owner_activity"] = options.owner_activity;
-  json["seed"] = options.seed;
   json["results"] = Json::array();
   for (const ServeFigures& figures : results) json["results"].push_back(to_json(figures, bound));
-  return json;
+  return header;
 }
 
 std::vector<std::string> row_of(const ServeFigures& figures) {

@@ -52,13 +52,7 @@ constexpr std::array kModes{Mode{"run_to_completion", ServeStrategy::recompute, 
 Result<ServeRun> run_of(const Options& options) {
   const auto place = place_of(options.machine);
   if (!place) return tl::unexpected(place.error());
-  ServeRun run;
-  run.machine = place->machine;
-  run.rank = place->rank;
-  run.peers = place->peers;
-  run.local_bytes = place->local_bytes;
-  run.peer_bytes = place->peer_bytes;
-  run.host_bytes = place->host_bytes;
+  ServeRun run{*place};
   run.requests = crowd_of(options.crowd, options.seed);
   run.block_tokens = static_cast<std::uint32_t>(options.block_tokens);
   run.quantum_tokens = static_cast<std::uint32_t>(options.turn_tokens);
@@ -74,43 +68,23 @@ Result<ServeFigures> serve_as(ServeRun run, const Mode& mode) {
 }
 
 Json to_json(const Mode& mode, const ServeFigures& figures) {
-  Json json;
-  json["mode"] = mode.name;
-  json["ttft_ms"] = ms_of(figures.ttft);
-  json["tbt_ms"] = ms_of(figures.tbt);
-  json["tokens_per_s"] = figures.tokens_per_s;
-  json["completed"] = figures.completed;
-  json["output_tokens"] = figures.output_tokens;
-  json["computed_tokens"] = figures.computed_tokens;
-  json["left"] = figures.left;
-  json["bytes_from"] = {{"peer", figures.bytes_from[static_cast<std::size_t>(Tier::peer)]},
-                        {"host", figures.bytes_from[static_cast<std::size_t>(Tier::host)]}};
-  json["exposed_stall_fraction"] = figures.exposed_stall_fraction;
-  json["wrong_bytes"] = figures.wrong_bytes;
-  json["duration_s"] = static_cast<double>(figures.duration_ns) / 1e9;
+  Json json{{"mode", mode.name}};
+  json.update(cli::to_json(figures));
   return json;
 }
 
 Result<Json> to_json(const Options& options, const ServeRun& run, const std::vector<ServeFigures>& results) {
-  const auto backend = make_simulated_backend(run.machine, {.bytes = SimulatedBytes::phantom});
-  if (!backend) return tl::unexpected(backend.error());
-  Json json = header_of(**backend, false, "kv_turns");
-  json["model"] = run.rank.model().name;
-  json["tensor_parallel"] = run.rank.ranks();
+  auto header = kv_header(run, "kv_turns");
+  if (!header) return header;
+  Json& json = *header;
   json["sequences"] = run.requests.size();
   json["rate"] = options.crowd.per_s;
   json["prompt_tokens"] = options.crowd.prompt_tokens;
   json["output_tokens"] = options.crowd.output_tokens;
   json["turn_tokens"] = run.quantum_tokens;
-  json["block_tokens"] = run.block_tokens;
-  json["local_bytes"] = run.local_bytes;
-  json["peers"] = run.peers;
-  json["peer_bytes"] = run.peer_bytes;
-  json["host_bytes"] = run.host_bytes;
-  json["seed"] = options.seed;
   json["results"] = Json::array();
   for (std::size_t i = 0; i < results.size(); ++i) json["results"].push_back(to_json(kModes[i], results[i]));
-  return json;
+  return header;
 }
 
 void print_table(const Options& options, const ServeRun& run, const std::vector<ServeFigures>& results) {

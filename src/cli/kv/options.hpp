@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <harvest/machine.hpp>
 #include <harvest/status.hpp>
 
 #include <CLI/CLI.hpp>
@@ -9,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/kv/dense_model.hpp"
+#include "cli/kv/serve.hpp"
 
 /// What the benchmarks of KV blocks are asked for in the same words.
 namespace harvest::cli {
@@ -25,14 +24,6 @@ struct KvMachineOptions {
 };
 void add_kv_machine(CLI::App& command, KvMachineOptions& target);
 
-struct KvPlace {
-  Machine machine;
-  Rank rank;
-  std::vector<DeviceId> peers;    ///< of the rank that is simulated, which is GPU 0
-  std::uint64_t local_bytes = 0;  ///< for KV cache
-  std::uint64_t peer_bytes = 0;   ///< on each peer
-  std::uint64_t host_bytes = 0;   ///< this rank's part
-};
 /// Errors: with the option's name: as `read_system_with_peer`, `find_dense_model`, `Rank::create`;
 /// invalid_argument (no GPU is left as a peer, a size that does not fit).
 [[nodiscard]] Result<KvPlace> place_of(const KvMachineOptions& options);

@@ -13,6 +13,11 @@ namespace {
 
 constexpr std::array<std::string_view, 5> kNames{"bound", "recompute", "host", "peer+host", "harvest"};
 
+Json ms_of(const Percentiles& times) {
+  const auto one = [](TimeNs ns) { return static_cast<double>(ns) / 1e6; };
+  return {{"p50", one(times.p50_ns)}, {"p90", one(times.p90_ns)}, {"p99", one(times.p99_ns)}};
+}
+
 }  // namespace
 
 std::span<const std::string_view> serve_strategy_names() {
@@ -39,9 +44,20 @@ Percentiles percentiles_of(std::vector<TimeNs>& values) {
   return {rank(50), rank(90), rank(99)};
 }
 
-Json ms_of(const Percentiles& times) {
-  const auto one = [](TimeNs ns) { return static_cast<double>(ns) / 1e6; };
-  return {{"p50", one(times.p50_ns)}, {"p90", one(times.p90_ns)}, {"p99", one(times.p99_ns)}};
+Json to_json(const ServeFigures& figures) {
+  return {{"ttft_ms", ms_of(figures.ttft)},
+          {"tbt_ms", ms_of(figures.tbt)},
+          {"tokens_per_s", figures.tokens_per_s},
+          {"completed", figures.completed},
+          {"output_tokens", figures.output_tokens},
+          {"computed_tokens", figures.computed_tokens},
+          {"left", figures.left},
+          {"bytes_from",
+           {{"peer", figures.bytes_from[static_cast<std::size_t>(Tier::peer)]},
+            {"host", figures.bytes_from[static_cast<std::size_t>(Tier::host)]}}},
+          {"exposed_stall_fraction", figures.exposed_stall_fraction},
+          {"wrong_bytes", figures.wrong_bytes},
+          {"duration_s", static_cast<double>(figures.duration_ns) / 1e9}};
 }
 
 Result<ServeFigures> serve(const ServeRun& run, ServeStrategy strategy, Progress& progress) {

@@ -33,14 +33,18 @@ enum class ServeStrategy : std::uint8_t {
 [[nodiscard]] Result<ServeStrategy> serve_strategy_from(std::string_view name);
 [[nodiscard]] std::string_view to_string(ServeStrategy strategy);
 
-struct ServeRun {
+/// Where a model is served, and with how much memory.
+struct KvPlace {
   Machine machine;
-  Rank rank;                    ///< the one that is simulated; all do the same, each with peers of its own
-  std::vector<DeviceId> peers;  ///< of this rank
-  std::vector<ServedRequest> requests;              ///< in the order of arrival, not empty
-  std::uint64_t local_bytes = 0;                    ///< for pages
-  std::uint64_t peer_bytes = 0;                     ///< on each peer
-  std::uint64_t host_bytes = 0;                     ///< this rank's part
+  Rank rank;                      ///< the one that is simulated; all do the same, each with peers of its own
+  std::vector<DeviceId> peers;    ///< of this rank, which is GPU 0
+  std::uint64_t local_bytes = 0;  ///< for pages
+  std::uint64_t peer_bytes = 0;   ///< on each peer
+  std::uint64_t host_bytes = 0;   ///< this rank's part
+};
+
+struct ServeRun : KvPlace {
+  std::vector<ServedRequest> requests{};            ///< in the order of arrival, not empty
   std::uint32_t chunk_tokens = 2048;                ///< computed in one pass, next tokens included
   std::uint32_t block_tokens = kServedBlockTokens;  ///< of a page, which is a block
   std::uint32_t most_running = 256;                 ///< sequences at a time
@@ -64,9 +68,6 @@ struct Percentiles {
 /// The smallest value that at least so many per cent do not exceed; 0 of nothing. Reorders `values`.
 [[nodiscard]] Percentiles percentiles_of(std::vector<TimeNs>& values);
 
-/// "p50", "p90" and "p99" in milliseconds.
-[[nodiscard]] Json ms_of(const Percentiles& times);
-
 struct ServeFigures {
   ServeStrategy strategy = ServeStrategy::recompute;
   Percentiles ttft;          ///< from a request's arrival to its first token
@@ -88,6 +89,9 @@ struct ServeFigures {
   kv::BlockCacheStats cache{};  ///< of strategies with one
   OwnerFigures owners{};
 };
+
+/// What is told of every run.
+[[nodiscard]] Json to_json(const ServeFigures& figures);
 
 /// Serves all requests. Errors: those of the backend and the caches, and invalid_argument (a request that
 /// does not fit into local memory).
