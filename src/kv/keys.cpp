@@ -21,7 +21,7 @@ Key root_of(std::uint64_t salt) {
 
 /// All 128 bits of the parent count, half of them as the seed.
 Key child_of(const Key& parent, std::span<const Token> tokens) {
-  XXH3_state_t state;
+  XXH3_state_t state{};  // a reset compares with what was there
   XXH3_128bits_reset_withSeed(&state, parent.low);
   XXH3_128bits_update(&state, &parent.high, sizeof parent.high);
   XXH3_128bits_update(&state, tokens.data(), tokens.size_bytes());
