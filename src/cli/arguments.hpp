@@ -5,11 +5,12 @@
 #include <harvest/status.hpp>
 #include <harvest/trace.hpp>
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "cli/parser.hpp"
 
 /// What people type: sizes, counts, lists. A wrong value is answered with itself and what is allowed.
 namespace harvest::cli {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
+
+#include "cli/parser.hpp"
 
 /// The commands of the program `harvest`: one file each. A command adds itself to the parser with its
 /// options and, when it is the one that was typed, leaves in `chosen` what there is to do.

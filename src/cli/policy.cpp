@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <harvest/policy.hpp>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 #include <string>

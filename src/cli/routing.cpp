@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <harvest/moe/routing.hpp>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <memory>

@@ -5,6 +5,7 @@
 #include <harvest/moe/expert_cache.hpp>
 #include <harvest/simulated_backend.hpp>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iterator>
 #include <limits>

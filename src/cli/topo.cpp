@@ -5,6 +5,7 @@
 #include <harvest/simulated_backend.hpp>
 #include <harvest/topology.hpp>
 
+#include <CLI/CLI.hpp>
 #include <map>
 #include <memory>
 #include <string>

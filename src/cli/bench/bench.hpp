@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -9,6 +8,7 @@
 
 #include "cli/bench/machine.hpp"
 #include "cli/command.hpp"
+#include "cli/parser.hpp"
 
 /// The commands of `harvest bench`: one file each, like the program's own.
 namespace harvest::cli::bench {

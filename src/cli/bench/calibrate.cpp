@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <harvest/cuda.hpp>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <memory>

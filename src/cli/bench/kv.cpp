@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/bench/kv.hpp"
 
+#include <CLI/CLI.hpp>
+
 #include "cli/bench/bench.hpp"
 #include "cli/bench/machine.hpp"
 

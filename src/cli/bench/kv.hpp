@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include "cli/command.hpp"
 #include "cli/kv/serve.hpp"
+#include "cli/parser.hpp"
 
 /// The commands of `harvest bench kv`: one file each.
 namespace harvest::cli::bench {

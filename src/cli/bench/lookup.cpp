@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <harvest/peer_cache.hpp>
 
+#include <CLI/CLI.hpp>
 #include <array>
 #include <barrier>
 #include <chrono>

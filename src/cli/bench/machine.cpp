@@ -2,6 +2,7 @@
 #include "cli/bench/machine.hpp"
 
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 #include <harvest/loopback.hpp>
 #include <harvest/machine.hpp>
 #include <harvest/topology.hpp>

@@ -6,12 +6,12 @@
 #include <harvest/simulated_backend.hpp>
 #include <harvest/status.hpp>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <span>
 #include <string>
 
 #include "cli/output.hpp"
+#include "cli/parser.hpp"
 
 /// The machine that is measured: the real one, one of its GPUs in loopback, or a simulated one. Which it is
 /// stands over every table and in every JSON.

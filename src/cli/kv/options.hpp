@@ -3,12 +3,12 @@
 
 #include <harvest/status.hpp>
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "cli/kv/serve.hpp"
+#include "cli/parser.hpp"
 
 /// What the benchmarks of KV blocks are asked for in the same words.
 namespace harvest::cli {
