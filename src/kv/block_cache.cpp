@@ -280,6 +280,11 @@ Result<std::size_t> BlockCache::store(std::span<const Key> keys, std::span<const
 Status BlockCache::order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) {
   return impl_->order_behind_stores(pages, stream);
 }
+
+std::size_t BlockCache::storing(std::span<const Key> keys) const {
+  return impl_->storing(keys);
+}
+
 Status BlockCache::erase(const Key& key) {
   return impl_->erase(key);
 }

@@ -60,6 +60,7 @@ class BlockCache::Impl {
   // --- store.cpp
   Result<std::size_t> store(std::span<const Key> keys, std::span<const std::uint32_t> pages, StreamId stream,
                             const std::optional<Key>& parent) HARVEST_EXCLUDES(mutex_);
+  std::size_t storing(std::span<const Key> keys) HARVEST_EXCLUDES(mutex_);
   Status order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) HARVEST_EXCLUDES(mutex_);
   void poll() HARVEST_EXCLUDES(mutex_);
   Status settle(TimeNs deadline_ns) HARVEST_EXCLUDES(mutex_);

@@ -196,6 +196,13 @@ void BlockCache::Impl::show_written() {
   for (const Key& key : unwanted) static_cast<void>(cache_.erase(key));
 }
 
+std::size_t BlockCache::Impl::storing(std::span<const Key> keys) {
+  MutexLock lock(mutex_);
+  if (items_.empty()) return 0;
+  return static_cast<std::size_t>(std::ranges::count_if(
+      keys, [&](const Key& key) HARVEST_REQUIRES(mutex_) { return find_item(object_key(key)) != nullptr; }));
+}
+
 Status BlockCache::Impl::order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream) {
   if (Status status = check_stream(stream); !status) return status;
   std::vector<std::uint32_t> wanted(pages.begin(), pages.end());

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/assert.hpp"
 
@@ -44,7 +45,8 @@ Status Turns::add(Id id, std::uint64_t tokens) {
   const auto [added, is_new] = sequences_.try_emplace(id);
   if (!is_new) return fail(ErrorCode::invalid_argument, fmt::format("sequence {} is there already", id));
   added->second.tokens = tokens;
-  added->second.place = line_.insert(line_.end(), id);
+  added->second.waits_since = clock_++;
+  added->second.place = fresh_.insert(fresh_.end(), id);
   return {};
 }
 
@@ -63,19 +65,22 @@ bool Turns::grant(Sequence& sequence, std::uint64_t tokens) {
 
 const std::vector<Turns::Move>& Turns::decide() {
   moves_.clear();
-  grant_more();
+  const bool stuck = grant_more();
   bring_first();
-  if (!config_.take_turns) return moves_;
-  make_room();
-  // Who leaves does not run any more, and there may have been room for one more, but not a place.
-  bring_first();
+  if (config_.take_turns) {
+    make_room();
+    // Who leaves does not run any more, and there may have been room for one more, but not a place.
+    bring_first();
+  }
+  // The room is used up by those who run: one has to go for the others, and the last that came lost least.
+  if (stuck && leaving_ == 0 && coming_ == 0 && running_.size() > 1) leave(running_.back());
   return moves_;
 }
 
 /// Who has generated all that there was room for. While others wait it gets one page at a time: it leaves
-/// soon, and what it takes is theirs.
-void Turns::grant_more() {
-  const bool wanted = config_.take_turns && !line_.empty();
+/// soon, and what it takes is theirs. Answers whether somebody got nothing.
+bool Turns::grant_more() {
+  const bool wanted = config_.take_turns && waiting() > 0;
   bool stuck = false;
   for (const Id id : running_) {
     Sequence& sequence = sequences_.at(id);
@@ -84,19 +89,34 @@ void Turns::grant_more() {
     if (!turn && !grant(sequence, sequence.granted + config_.page_tokens)) stuck = true;
     if (!wanted) sequence.turn_end = sequence.granted;
   }
-  // The room is used up by those who run: one has to go for the others, and the last that came lost least.
-  if (stuck && !wanted && leaving_ == 0 && coming_ == 0 && running_.size() > 1) leave(running_.back());
+  return stuck;
+}
+
+/// Of two lines, from these places on, whose first goes next; null if nobody may.
+std::list<Turns::Id>::iterator* Turns::next_in_line(std::list<Id>::iterator& fresh,
+                                                    std::list<Id>::iterator& back, bool fresh_may) {
+  const bool any_fresh = fresh_may && fresh != fresh_.end();
+  if (back == back_.end()) return any_fresh ? &fresh : nullptr;
+  if (!any_fresh) return &back;
+  const bool first =
+      config_.new_first || sequences_.at(*fresh).waits_since < sequences_.at(*back).waits_since;
+  return first ? &fresh : &back;
 }
 
 void Turns::bring_first() {
-  while (!line_.empty() && coming_ < config_.most_moving &&
-         running_.size() + coming_ < config_.most_running) {
-    const Id id = line_.front();
+  while (coming_ < config_.most_moving && running_.size() + coming_ < config_.most_running) {
+    auto fresh = fresh_.begin();
+    auto back = back_.begin();
+    // Who left for one that comes back left its room to that one.
+    const auto* next = next_in_line(fresh, back, away_ <= config_.away_tokens);
+    if (next == nullptr) return;
+    const Id id = **next;
     Sequence& sequence = sequences_.at(id);
     if (!grant(sequence, sequence.tokens + config_.quantum_tokens)) return;
-    line_.pop_front();
+    (next == &fresh ? fresh_ : back_).erase(*next);
     sequence.state = State::coming;
     sequence.turn_end = sequence.granted;
+    away_ -= std::exchange(sequence.away, 0);
     ++coming_;
     moves_.push_back({Move::Kind::bring, id, sequence.tokens});
   }
@@ -105,25 +125,49 @@ void Turns::bring_first() {
 /// For those who are next in line, as many as may come.
 void Turns::make_room() {
   std::uint64_t wanted = 0;
+  std::uint64_t coming_back = 0;
   std::uint32_t heads = 0;
-  for (const Id id : line_) {
-    if (coming_ + ++heads > config_.most_moving) return;
-    wanted += room_for(sequences_.at(id).tokens + config_.quantum_tokens);
-    while (used_ - leaving_room_ + wanted > config_.room_tokens ||
-           running_.size() + coming_ + heads > config_.most_running)
-      if (leaving_ == config_.most_moving || !leave_first()) return;
+  bool fresh_may = away_ <= config_.away_tokens;
+  auto fresh = fresh_.begin();
+  auto back = back_.begin();
+  while (auto* const next = next_in_line(fresh, back, fresh_may)) {
+    if (coming_ + heads + 1 > config_.most_moving) return;
+    const Sequence& sequence = sequences_.at(**next);
+    const std::uint64_t room = room_for(sequence.tokens + config_.quantum_tokens);
+    const std::uint64_t away = coming_back + sequence.away;
+    const auto has_room = [&] {
+      return used_ - leaving_room_ + wanted + room <= config_.room_tokens &&
+             running_.size() + coming_ + heads + 1 <= config_.most_running;
+    };
+    bool may = true;
+    while (may && !has_room()) {
+      if (leaving_ == config_.most_moving) return;
+      may = leave_first(away);
+    }
+    if (!may) {
+      if (next != &fresh || back == back_.end()) return;
+      fresh_may = false;
+      continue;
+    }
+    wanted += room;
+    coming_back = away;
+    ++heads;
+    ++*next;
   }
 }
 
-/// The first that came of those who have had their turn; false if none has.
-bool Turns::leave_first() {
-  for (const Id id : running_) {
+/// The first that came of those who have had their turn and can be kept elsewhere when so many tokens are
+/// back; false if there is none.
+bool Turns::leave_first(std::uint64_t coming_back) {
+  const std::uint64_t others = away_ - coming_back;
+  if (others > config_.away_tokens) return false;
+  const auto may = std::ranges::find_if(running_, [&](Id id) {
     const Sequence& sequence = sequences_.at(id);
-    if (sequence.tokens < sequence.turn_end) continue;
-    leave(id);
-    return true;
-  }
-  return false;
+    return sequence.tokens >= sequence.turn_end && room_for(sequence.tokens) <= config_.away_tokens - others;
+  });
+  if (may == running_.end()) return false;
+  leave(*may);
+  return true;
 }
 
 void Turns::leave(Id id) {
@@ -131,6 +175,8 @@ void Turns::leave(Id id) {
   std::erase(running_, id);
   sequence.state = State::leaving;
   leaving_room_ += room_for(sequence.granted);
+  sequence.away = room_for(sequence.tokens);
+  away_ += sequence.away;
   ++leaving_;
   moves_.push_back({Move::Kind::leave, id, sequence.tokens});
 }
@@ -148,7 +194,8 @@ void Turns::left(Id id) {
   HARVEST_ASSERT(sequence.state == State::leaving, "left, and was not to leave");
   free_room(sequence);
   sequence.state = State::waiting;
-  sequence.place = line_.insert(config_.take_turns ? line_.end() : line_.begin(), id);
+  sequence.waits_since = config_.take_turns ? clock_++ : 0;
+  sequence.place = back_.insert(config_.take_turns ? back_.end() : back_.begin(), id);
 }
 
 void Turns::ran(Id id, std::uint64_t tokens) {
@@ -161,12 +208,13 @@ void Turns::ran(Id id, std::uint64_t tokens) {
 void Turns::finish(Id id) {
   Sequence& sequence = sequences_.at(id);
   switch (sequence.state) {
-    case State::waiting: line_.erase(sequence.place); break;
+    case State::waiting: (sequence.away > 0 ? back_ : fresh_).erase(sequence.place); break;
     case State::running: std::erase(running_, id); break;
     case State::coming: --coming_; break;
     case State::leaving: break;  // counted by its room
   }
   free_room(sequence);
+  away_ -= sequence.away;
   sequences_.erase(id);
 }
 

@@ -91,6 +91,25 @@ TEST(BenchKvServe, OwnersThatComeAndGoAreServedAndNoByteIsWrong) {
   EXPECT_EQ(harvest.at("owners").at("refused"), 0);
 }
 
+TEST(BenchKvServe, NewRequestsTakeTurnsWithThoseThatWaitOnPeers) {
+  const std::vector<std::string> crowd{"--rate",           "4",     "--strategy", "host,harvest",
+                                       "--owner-activity", "bursty"};
+  auto without = crowd;
+  without.insert(without.end(), {"--turn-tokens", "0"});
+  const json with_turns = serve(crowd);
+  const json without_turns = serve(without);
+  for (const std::string strategy : {"host", "harvest"}) {
+    SCOPED_TRACE(strategy);
+    const json turns = result_of(with_turns, strategy);
+    const json stays = result_of(without_turns, strategy);
+    EXPECT_GT(turns.at("left").get<int>(), 5 * (1 + stays.at("left").get<int>()));
+    EXPECT_EQ(turns.at("completed"), 120);
+    EXPECT_EQ(turns.at("output_tokens"), stays.at("output_tokens"));
+    EXPECT_EQ(turns.at("wrong_bytes"), 0);
+    EXPECT_LT(turns.at("ttft_ms").at("p90").get<double>(), stays.at("ttft_ms").at("p90").get<double>());
+  }
+}
+
 TEST(BenchKvServe, SplitsAModelOverGpus) {
   const json report = run_for_json(words("serve", {"--system", "dgx-h100", "--model", "llama-3-70b",
                                                    "--requests", "20", "--strategy", "harvest"}));

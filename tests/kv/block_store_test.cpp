@@ -74,6 +74,20 @@ TEST(BlockStore, WhatHasNotBegunIsGivenUpForItsPages) {
   EXPECT_EQ(stats.stores_asked, 4U);
 }
 
+TEST(BlockStore, TellsWhatIsUnderWay) {
+  World world;
+  EXPECT_EQ(world.blocks->storing(Keys{1, 2, 3}), 0U);
+  const auto pages = world.pages_from(0, 3);
+  ASSERT_EQ(world.blocks->store(Keys{1, 2, 3}, pages, world.stream), 3U);
+  EXPECT_EQ(world.blocks->storing(Keys{1, 3, 4}), 2U) << "two buffers, and 3 waits for one";
+  while (world.blocks->storing(Keys{1, 2, 3}) > 0) {
+    world.backend->sleep_until(world.backend->now_ns() + 10'000);
+    world.blocks->poll();
+  }
+  EXPECT_EQ(world.blocks->lookup(Keys{1, 2, 3}).blocks, 3U);
+  EXPECT_EQ(world.blocks->stats().stored, 3U);
+}
+
 TEST(BlockStore, KeepsEachBlockOnce) {
   World world;
   world.keep(Keys{1, 2});

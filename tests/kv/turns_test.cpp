@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "base/random.hpp"
@@ -83,6 +84,72 @@ TEST(Turns, WithoutTurnsTheLastLeavesOnlyWhenTheRoomIsUsedUp) {
   EXPECT_THAT(brought(turns), ElementsAre(2, 3));
 }
 
+void run_a_turn_of_two(Turns& turns) {
+  for (const Id id : {1, 2}) EXPECT_TRUE(turns.add(id, 10));
+  EXPECT_THAT(brought(turns), ElementsAre(1, 2));
+  for (const Id id : {1, 2}) {
+    turns.came(id);
+    turns.ran(id, 10);
+  }
+}
+
+/// 1 and 2 have had their turn and left, 1 for 3, and then 2 for 1, as there is room elsewhere for one. 4
+/// waits.
+Turns one_elsewhere(bool new_first) {
+  Turns turns = make({.room_tokens = 52, .quantum_tokens = 10, .away_tokens = 20, .new_first = new_first});
+  run_a_turn_of_two(turns);
+  EXPECT_TRUE(turns.add(3, 10));
+  EXPECT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(1));
+  turns.left(1);
+  const auto moves = turns.decide();
+  EXPECT_THAT(ids(moves, Turns::Move::Kind::bring), ElementsAre(3));
+  EXPECT_THAT(ids(moves, Turns::Move::Kind::leave), ElementsAre(2)) << "for 1";
+  turns.came(3);
+  turns.left(2);
+  EXPECT_TRUE(turns.add(4, 10));
+  EXPECT_EQ(turns.away_tokens(), 40U) << "until 1 is brought";
+  EXPECT_THAT(brought(turns), ElementsAre(1)) << "not 4: 2 left its room to 1";
+  turns.came(1);
+  EXPECT_EQ(turns.away_tokens(), 20U);
+  return turns;
+}
+
+TEST(Turns, WhoHasNoRoomElsewhereLeavesForNobodyNew) {
+  for (const bool new_first : {false, true}) {
+    Turns turns = one_elsewhere(new_first);
+    turns.ran(3, 10);
+    EXPECT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(3)) << "for 2, which comes back";
+    turns.left(3);
+    turns.ran(1, 10);
+    EXPECT_THAT(brought(turns), IsEmpty()) << "2 has no room yet, and 4 is not to take it";
+  }
+}
+
+TEST(Turns, NewOnesGoFirstOnlyIfTheyAreTo) {
+  for (const bool new_first : {false, true}) {
+    Turns turns = one_elsewhere(new_first);
+    turns.finish(3);
+    const auto came = brought(turns);
+    if (new_first)
+      EXPECT_THAT(came, ElementsAre(4));
+    else
+      EXPECT_THAT(came, IsEmpty()) << "2 waits for more room";
+  }
+}
+
+/// Nobody may leave, and nobody can go on: then somebody has to.
+TEST(Turns, NobodyStandsStillForWantOfRoomElsewhere) {
+  Turns turns = make({.room_tokens = 40, .quantum_tokens = 10, .away_tokens = 0});
+  run_a_turn_of_two(turns);
+  ASSERT_TRUE(turns.add(3, 10));
+  EXPECT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(2));
+  turns.left(2);
+  EXPECT_THAT(brought(turns), IsEmpty());
+  EXPECT_EQ(turns.can_run(1), 1U);
+  turns.finish(1);
+  EXPECT_THAT(brought(turns), ElementsAre(2)) << "3 would add to what is elsewhere";
+}
+
 TEST(Turns, RefusesWhatCannotBeMeant) {
   EXPECT_THAT(Turns::create({}).error().message, HasSubstr("room_tokens is 0"));
   EXPECT_THAT(Turns::create({.room_tokens = 10, .quantum_tokens = 11}).error().message,
@@ -110,6 +177,8 @@ class Life {
     config_.most_moving = 1 + random_.next_below(4);
     config_.most_running = 1 + random_.next_below(12);
     config_.take_turns = random_.next_below(4) != 0;
+    config_.new_first = random_.next_below(2) == 0;
+    if (random_.next_below(2) == 0) config_.away_tokens = random_.next_below(600);
     turns_.emplace(make(config_));
   }
 
@@ -134,6 +203,7 @@ class Life {
     std::uint64_t waits_since = 0;
     std::uint64_t turn_end = 0;
     bool on_gpu = false;
+    bool has_run = false;
   };
 
   void add() {
@@ -150,7 +220,7 @@ class Life {
       EXPECT_EQ(move.tokens, known.tokens);
       if (move.kind == Turns::Move::Kind::bring) {
         for (const auto& [id, other] : known_)
-          if (id != move.id && !other.on_gpu && config_.take_turns) {
+          if (id != move.id && !other.on_gpu && config_.take_turns && !may_overtake(known, other)) {
             EXPECT_LT(known.waits_since, other.waits_since) << "somebody was overtaken";
           }
         known.on_gpu = true;
@@ -170,11 +240,28 @@ class Life {
     check_work();
   }
 
-  /// Is there room, and somebody who would fit?
-  void check_work() {
+  /// New ones go first, if they are to; and wait when there is no more room elsewhere for whom they replace.
+  [[nodiscard]] bool may_overtake(const Known& one, const Known& other) const {
+    if (one.has_run == other.has_run) return false;
+    return one.has_run ? config_.away_tokens != UINT64_MAX : config_.new_first;
+  }
+
+  [[nodiscard]] const Known* next_in_line() const {
+    const auto rank = [&](const Known& known) {
+      return std::pair(config_.new_first && known.has_run, known.waits_since);
+    };
+    const bool new_ones_may = turns_->away_tokens() <= config_.away_tokens;
     const Known* first = nullptr;
     for (const auto& [id, known] : known_)
-      if (!known.on_gpu && (first == nullptr || known.waits_since < first->waits_since)) first = &known;
+      if (!known.on_gpu && (known.has_run || new_ones_may) &&
+          (first == nullptr || rank(known) < rank(*first)))
+        first = &known;
+    return first;
+  }
+
+  /// Is there room, and somebody who would fit?
+  void check_work() {
+    const Known* const first = next_in_line();
     if (first == nullptr || !config_.take_turns) return;
     const bool seats = turns_->running().size() + coming_.size() < config_.most_running &&
                        coming_.size() < config_.most_moving;
@@ -192,6 +279,7 @@ class Life {
     if (!leaving_.empty() && random_.next_below(2) == 0) {
       const Id id = take_any(leaving_);
       known_.at(id).on_gpu = false;
+      known_.at(id).has_run = true;
       known_.at(id).waits_since = ++clock_;
       turns_->left(id);
     }
@@ -224,8 +312,13 @@ class Life {
 
   void check_room() {
     std::uint64_t used = 0;
-    for (const auto& [id, known] : known_)
+    std::uint64_t away = 0;
+    for (const auto& [id, known] : known_) {
       if (known.on_gpu) used += pages(known.tokens);
+      if ((known.has_run && !known.on_gpu) || std::ranges::find(leaving_, id) != leaving_.end())
+        away += pages(known.tokens);
+    }
+    EXPECT_EQ(away, turns_->away_tokens());
     EXPECT_LE(used, turns_->room_used());
     EXPECT_LE(turns_->room_used(), config_.room_tokens);
   }

@@ -210,6 +210,9 @@ class BlockCache {
   /// invalid_argument (the stream), not_supported (it is being captured).
   Status order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream);
 
+  /// How many of these are under way: their pages are still to be read, or they are not found yet.
+  [[nodiscard]] std::size_t storing(std::span<const Key> keys) const;
+
   /// Forgets a block. Loads of it that are under way go on. Errors: not_found.
   Status erase(const Key& key);
 

@@ -32,6 +32,12 @@ struct TurnsConfig {
   /// May come, and as many leave, at a time. The more, the earlier one is brought; the fewer, the more of the
   /// room is computed with meanwhile.
   std::uint32_t most_moving = 8;
+  /// Of sequences that have left and wait to come back, in whole pages: what is kept for them elsewhere. When
+  /// it is used up, who has had its turn leaves only for one that comes back, and new ones wait.
+  std::uint64_t away_tokens = UINT64_MAX;
+  /// Who never ran goes before those that come back: first tokens come sooner, and others later. Those that
+  /// come back still do: `away_tokens` limits how many can be overtaken.
+  bool new_first = false;
   /// False: who runs leaves for nobody, until it is done. What a server does that knows no turns.
   bool take_turns = true;
 };
@@ -45,6 +51,7 @@ struct TurnsConfig {
 ///   pages, never exceed `room_tokens`;
 /// - fairness: who waits is brought in the order in which they began to wait, so that no other comes twice
 ///   while one waits. Who has had its turn leaves when its room is wanted, the one that came first at first;
+/// - what is kept elsewhere: as `away_tokens` says, but for one that has no room for its next token;
 /// - work: nobody leaves whose room nobody wants, whoever is first in line is brought as soon as there is
 ///   room, and who has had its turn runs on until it is told to leave, as long as there is room for that.
 /// Without turns who runs leaves only if the room is used up: the last that came, and it is first in line.
@@ -88,9 +95,11 @@ class Turns {
   [[nodiscard]] const std::vector<Id>& running() const { return running_; }
   /// Tokens that it has room for now; 0: it has to wait until a `decide` grants more. Requires: it runs.
   [[nodiscard]] std::uint64_t can_run(Id id) const;
-  [[nodiscard]] std::size_t waiting() const { return line_.size(); }
+  [[nodiscard]] std::size_t waiting() const { return fresh_.size() + back_.size(); }
   /// Taken, in tokens.
   [[nodiscard]] std::uint64_t room_used() const { return used_; }
+  /// Of those that have left, or are leaving, and wait to come back.
+  [[nodiscard]] std::uint64_t away_tokens() const { return away_; }
 
  private:
   enum class State : std::uint8_t { waiting, coming, running, leaving };
@@ -99,26 +108,33 @@ class Turns {
     std::uint64_t tokens = 0;
     std::uint64_t granted = 0;        ///< tokens that there is room for
     std::uint64_t turn_end = 0;       ///< tokens at which its turn is over
-    std::list<Id>::iterator place{};  ///< in line
+    std::uint64_t away = 0;           ///< of `away_`, until it is brought back
+    std::uint64_t waits_since = 0;    ///< earlier ones are smaller
+    std::list<Id>::iterator place{};  ///< in its line
   };
 
   explicit Turns(const TurnsConfig& config) : config_(config) {}
   [[nodiscard]] std::uint64_t room_for(std::uint64_t tokens) const;
   [[nodiscard]] bool grant(Sequence& sequence, std::uint64_t tokens);
-  void grant_more();
+  [[nodiscard]] bool grant_more();
   void bring_first();
   void make_room();
-  [[nodiscard]] bool leave_first();
+  [[nodiscard]] std::list<Id>::iterator* next_in_line(std::list<Id>::iterator& fresh,
+                                                      std::list<Id>::iterator& back, bool fresh_may);
+  [[nodiscard]] bool leave_first(std::uint64_t coming_back);
   void leave(Id id);
   void free_room(Sequence& sequence);
 
   TurnsConfig config_;
   std::unordered_map<Id, Sequence> sequences_;
-  std::list<Id> line_;  ///< who waits, the first to be brought first
+  std::list<Id> fresh_;  ///< who waits and never ran, in order
+  std::list<Id> back_;   ///< who waits to come back, in order
   std::vector<Id> running_;
   std::vector<Move> moves_;
   std::uint64_t used_ = 0;
   std::uint64_t leaving_room_ = 0;  ///< of `used_`
+  std::uint64_t away_ = 0;          ///< in tokens: of all that have left
+  std::uint64_t clock_ = 1;
   std::uint32_t coming_ = 0;
   std::uint32_t leaving_ = 0;
 };

@@ -33,6 +33,10 @@ constexpr const char* kTeaching =
     "the\n"
     "host is there at once.\n"
     "Before a prefix is loaded, the time that this takes is weighed against computing it anew.\n"
+    "When requests wait for room on the GPU, all but recompute and bound take turns (kv::Turns): who has "
+    "had\n"
+    "--turn-tokens tokens may have to leave for one that is new, and waits on the peers (host: in host "
+    "memory).\n"
     "\n"
     "A model that does not fit on one GPU is split over several; one of them is simulated, with its part of\n"
     "heads, weights and the machine's peers. --trace takes a recording in the format of Mooncake\n"
@@ -54,6 +58,7 @@ struct Options {
   std::uint64_t requests = kMostRequests;
   std::vector<std::string> strategies;
   std::uint64_t chunk_tokens = 2048;
+  std::uint64_t turn_tokens = 128;
   std::uint64_t ttft_limit_ms = 5000;
   std::uint64_t tbt_limit_ms = 200;
   std::string owner_activity = "none";
@@ -82,6 +87,8 @@ Result<ServeRun> run_of(const Options& options) {
   run.chunk_tokens = static_cast<std::uint32_t>(options.chunk_tokens);
   run.ttft_limit_ns = static_cast<TimeNs>(options.ttft_limit_ms) * 1'000'000;
   run.tbt_limit_ns = static_cast<TimeNs>(options.tbt_limit_ms) * 1'000'000;
+  run.take_turns = run.new_first = options.turn_tokens > 0;
+  if (run.take_turns) run.quantum_tokens = static_cast<std::uint32_t>(options.turn_tokens);
   run.seed = options.seed;
   return run;
 }
@@ -120,6 +127,7 @@ Result<Json> to_json(const Options& options, const ServeRun& run, const std::vec
   json["rate"] = options.rate;
   json["block_bytes"] = run.block_bytes();
   json["chunk_tokens"] = run.chunk_tokens;
+  json["turn_tokens"] = options.turn_tokens;
   json["ttft_limit_ms"] = options.ttft_limit_ms;
   json["tbt_limit_ms"] = options.tbt_limit_ms;
   json["owner_activity"] = options.owner_activity;
@@ -219,6 +227,7 @@ void add_kv_serve(CLI::App& kv, Action& chosen) {
             fmt::format("Of {}; without it all", fmt::join(serve_strategy_names(), ", ")));
   add_count(*command, "--chunk-tokens", options->chunk_tokens, {16, 1ULL << 20},
             "Computed in one pass over the model");
+  add_count(*command, "--turn-tokens", options->turn_tokens, {0, 1ULL << 20}, "Of a turn; 0: no turns");
   add_count(*command, "--ttft-limit-ms", options->ttft_limit_ms, {1, 1ULL << 40},
             "A request is good whose first token comes within this");
   add_count(*command, "--tbt-limit-ms", options->tbt_limit_ms, {1, 1ULL << 40},

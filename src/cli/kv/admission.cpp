@@ -8,6 +8,7 @@ namespace harvest::cli {
 namespace {
 
 constexpr std::uint32_t kNoPage = UINT32_MAX;
+constexpr std::uint64_t kParked = 1ULL << 32;  // the high part of the names of parked blocks
 
 }  // namespace
 
@@ -26,19 +27,15 @@ Status Server::hear_of_arrivals() {
   return {};
 }
 
-/// What leaves is kept below already, or on its way there, so its pages are free at once.
 Status Server::follow_turns() {
   for (;;) {
+    std::erase_if(leaving_, [&](Sequence* sequence) { return has_left(*sequence); });
     const auto& moves = turns_->decide();
     if (moves.empty()) return {};
     for (const kv::Turns::Move& move : moves) {
       Sequence& sequence = *sequences_[move.id];
-      if (move.kind == kv::Turns::Move::Kind::leave) {
-        leave(sequence);
-        turns_->left(move.id);
-      } else if (Status begun = begin(sequence); !begun) {
-        return begun;
-      }
+      const bool leaves = move.kind == kv::Turns::Move::Kind::leave;
+      if (Status begun = leaves ? begin_to_leave(sequence) : begin(sequence); !begun) return begun;
     }
   }
 }
@@ -53,6 +50,7 @@ kv::PrefixMatch Server::known_prefix(std::span<const Key> keys) {
 
 /// Takes its known blocks, and pages for the others. Requires: there are enough; turns see to that.
 Status Server::begin(Sequence& sequence) {
+  if (!sequence.parked.empty()) return come_back(sequence);
   const auto& keys = sequence.keys;
   // At least one token is computed: the next one is drawn from it.
   const std::size_t most = std::min<std::size_t>(keys.size(), (sequence.target - 1) / run_.block_tokens);
@@ -72,7 +70,7 @@ Status Server::begin(Sequence& sequence) {
   take_pages(sequence);
   sequence.named = local;
   sequence.computed = match.blocks * run_.block_tokens;
-  if (!sequence.again) count_blocks(sequence, match);
+  if (sequence.times_left == 0) count_blocks(sequence, match);
   if (local < match.blocks)
     if (Status begun = begin_load(sequence, match); !begun) return begun;
   prefilling_.push_back(&sequence);
@@ -91,15 +89,43 @@ Status Server::begin_load(Sequence& sequence, const kv::PrefixMatch& match) {
   sequence.loading.clear();
   for (std::size_t i = 0; i < match.blocks; ++i) {
     if (match.tiers[i] == Tier::local) continue;
-    sequence.loading.push_back({i, match.tiers[i]});
+    sequence.loading.push_back({i, match.tiers[i], sequence.keys[i]});
     keys.push_back(sequence.keys[i]);
     pages.push_back(sequence.pages[i]);
   }
-  auto load = lower_->load(keys, pages, match);
+  return give_load(sequence, lower_->blocks(), keys, pages, match);
+}
+
+Status Server::give_load(Sequence& sequence, kv::BlockCache& cache, std::span<const Key> keys,
+                         std::span<const std::uint32_t> pages, const kv::PrefixMatch& match) {
+  auto load = lower_->load(cache, keys, pages, match);
   if (!load) return tl::unexpected(load.error());
   sequence.load.emplace(std::move(*load));
   sequence.load_due_ns = backend_->now_ns() + match.load_ns + lower_->issue_ns(match);
   return {};
+}
+
+/// For its next turn, with what was kept of it. Before prompts that wait to be computed: a token is all that
+/// it needs, as a rule.
+Status Server::come_back(Sequence& sequence) {
+  kv::BlockCache& cache = lower_->parked();
+  const std::uint64_t tokens = sequence.target - 1;  // but for the last one that was drawn
+  kv::PrefixMatch match = cache.lookup(sequence.parked);
+  if (match.load_ns + lower_->issue_ns(match) >= match.recompute_ns) match.blocks = 0;
+  sequence.pages.assign(pages_for(sequence.target), kNoPage);
+  take_pages(sequence);
+  sequence.computed = std::min(match.blocks * run_.block_tokens, tokens);
+  sequence.named = std::min(match.blocks, sequence.keys.size());
+  prefilling_.insert(prefilling_.begin(), &sequence);
+  if (match.blocks == 0) {
+    unpark(sequence);
+    return {};
+  }
+  sequence.loading.clear();
+  for (std::size_t i = 0; i < match.blocks; ++i)
+    sequence.loading.push_back({i, match.tiers[i], content_of(sequence, i)});
+  return give_load(sequence, cache, std::span(sequence.parked).first(match.blocks),
+                   std::span(sequence.pages).first(match.blocks), match);
 }
 
 /// Where it has none yet.
@@ -117,12 +143,38 @@ void Server::grow(Sequence& sequence) {
   take_pages(sequence);
 }
 
-/// It computes anew what is not kept anywhere when it comes back.
-void Server::leave(Sequence& sequence) {
+/// Its pages are free when what is in them is kept elsewhere.
+Status Server::begin_to_leave(Sequence& sequence) {
   ++figures_.left;
+  ++sequence.times_left;
+  leaving_.push_back(&sequence);
+  if (!takes_turns()) return {};
+  const auto pages = std::span(sequence.pages).first(pages_for(sequence.computed));
+  for (std::size_t i = 0; i < pages.size(); ++i)
+    sequence.parked.emplace_back(kParked + sequence.id, std::uint64_t{sequence.times_left} << 32 | i);
+  for (std::size_t i = sequence.keys.size(); i < pages.size(); ++i)
+    lower_->stamp(pages[i], content_of(sequence, i));
+  return lower_->park(sequence.parked, pages);
+}
+
+/// Answers whether it has: it waits for its next turn then. It computes anew what is not kept anywhere when
+/// it comes back.
+bool Server::has_left(Sequence& sequence) {
+  if (!sequence.parked.empty() && lower_->parked().storing(sequence.parked) > 0) return false;
+  turns_->left(sequence.id);
   let_go(sequence);
-  sequence.again = true;
   sequence.target = sequence.request->input_tokens + sequence.produced;
+  return true;
+}
+
+/// What its block holds is known by this.
+Key Server::content_of(const Sequence& sequence, std::size_t block) const {
+  return block < sequence.keys.size() ? sequence.keys[block] : sequence.parked[block];
+}
+
+void Server::unpark(Sequence& sequence) {
+  for (const Key& key : sequence.parked) static_cast<void>(lower_->parked().erase(key));
+  sequence.parked.clear();
 }
 
 /// The last page first, so that the end of a prefix goes before its beginning, without which it is worth
@@ -132,12 +184,6 @@ void Server::let_go(Sequence& sequence) {
   for (; !sequence.pages.empty(); sequence.pages.pop_back()) pages_->let_go(sequence.pages.back());
   sequence.computed = 0;
   sequence.named = 0;
-}
-
-void Server::forget_answer(const Sequence& sequence) {
-  if (!lower_) return;
-  for (std::size_t i = sequence.request->keys.size(); i < sequence.keys.size(); ++i)
-    static_cast<void>(lower_->blocks().erase(sequence.keys[i]));
 }
 
 }  // namespace harvest::cli

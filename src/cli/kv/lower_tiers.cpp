@@ -12,10 +12,12 @@ constexpr TimeNs kPollNs = 5'000'000;
 constexpr std::uint64_t kStoreBytes = 256ULL << 20;
 /// Of the engines whose fragments naive copies carry: vLLM's pages.
 constexpr std::uint64_t kNaivePageTokens = 16;
+/// Makes other keys of it than of prefixes.
+constexpr std::uint64_t kParkedSpace = 1;
 
 /// What the bytes of a block are known by: never 0, never that of a fill.
 std::uint64_t tag_of(const Key& key) {
-  return (key.low * 0x9E37'79B9'7F4A'7C15ULL) >> 16 | 1ULL << 48;
+  return ((key.low ^ key.high << 24) * 0x9E37'79B9'7F4A'7C15ULL) >> 16 | 1ULL << 48;
 }
 
 PeerCacheConfig cache_config(const ServeRun& run, bool with_peers) {
@@ -70,6 +72,7 @@ Result<std::unique_ptr<LowerTiers>> LowerTiers::create(SimulatedBackend& backend
   auto config = cache_config(run, with_peers);
   config.on_event = [hearer = tiers.get()](const CacheEvent& event) {
     if (hearer->blocks_) hearer->blocks_->hear(event);
+    if (hearer->parked_) hearer->parked_->hear(event);
   };
   auto cache = PeerCache::create(backend, std::move(config));
   if (!cache) return tl::unexpected(cache.error());
@@ -79,6 +82,14 @@ Result<std::unique_ptr<LowerTiers>> LowerTiers::create(SimulatedBackend& backend
   auto blocks = kv::BlockCache::create(*tiers->cache_, std::move(*block));
   if (!blocks) return tl::unexpected(blocks.error());
   tiers->blocks_ = std::move(*blocks);
+  if (run.take_turns) {
+    kv::BlockCacheConfig parking = tiers->blocks_->config();
+    parking.key_space ^= kParkedSpace;
+    parking.backing = Backing::spill;
+    auto parked = kv::BlockCache::create(*tiers->cache_, std::move(parking));
+    if (!parked) return tl::unexpected(parked.error());
+    tiers->parked_ = std::move(*parked);
+  }
 
   tiers->fragment_bytes_ = kNaivePageTokens * run.rank.layer().part_bytes_per_token();
   for (const auto& [tier, device] : {std::pair{Tier::host, kHost}, {Tier::peer, run.peers.front()}}) {
@@ -90,6 +101,7 @@ Result<std::unique_ptr<LowerTiers>> LowerTiers::create(SimulatedBackend& backend
 }
 
 LowerTiers::~LowerTiers() {
+  parked_.reset();
   blocks_.reset();
   cache_.reset();
   if (pages_ != nullptr) static_cast<void>(backend_.unmap_segment(pages_));
@@ -103,20 +115,28 @@ TimeNs LowerTiers::issue_ns(const kv::PrefixMatch& match) const {
   return ns;
 }
 
-Result<kv::BlockLoad> LowerTiers::load(std::span<const Key> keys, std::span<const std::uint32_t> pages,
-                                       const kv::PrefixMatch& match) {
+Result<kv::BlockLoad> LowerTiers::load(kv::BlockCache& cache, std::span<const Key> keys,
+                                       std::span<const std::uint32_t> pages, const kv::PrefixMatch& match) {
   if (naive_)
     if (Status issued = backend_.submit_kernel(compute_, issue_ns(match)); !issued)
       return tl::unexpected(issued.error());
-  return blocks_->load(keys, pages, compute_);
+  return cache.load(keys, pages, compute_);
 }
 
 Status LowerTiers::computed(std::span<const Key> keys, std::span<const std::uint32_t> pages,
                             const Key& parent) {
-  for (std::size_t i = 0; i < keys.size(); ++i)
-    backend_.stamp(address(pages[i]), block_bytes_, tag_of(keys[i]));
+  for (std::size_t i = 0; i < keys.size(); ++i) stamp(pages[i], keys[i]);
   const auto stored = blocks_->store(keys, pages, compute_, parent);
   return stored ? Status{} : tl::unexpected(stored.error());
+}
+
+Status LowerTiers::park(std::span<const Key> keys, std::span<const std::uint32_t> pages) {
+  const auto stored = parked_->store(keys, pages, compute_);
+  return stored ? Status{} : tl::unexpected(stored.error());
+}
+
+void LowerTiers::stamp(std::uint32_t page, const Key& content) {
+  backend_.stamp(address(page), block_bytes_, tag_of(content));
 }
 
 bool LowerTiers::holds(std::uint32_t page, const Key& key) const {
@@ -127,6 +147,7 @@ TimeNs LowerTiers::poll() {
   const TimeNs now = backend_.now_ns();
   if (owners_->next_ns() <= now) owners_->act(cache_.get());
   blocks_->poll();
+  if (parked_) parked_->poll();
   const TimeNs due = cache_->poll();
   const TimeNs soon = backend_.now_ns() + kPollNs;
   return std::max(soon, std::min(due, owners_->next_ns()));

@@ -4,13 +4,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 /// Passes over the model: what is in them, how long they take, and what follows from them.
 namespace harvest::cli {
 namespace {
 
-constexpr double kAtOnce = 1e15;                // bytes a second
-constexpr std::uint64_t kAnswers = 1ULL << 32;  // the high part of the names of answers' blocks
+constexpr double kPeersShare = .95;
+constexpr double kHostShare = .3;
+constexpr double kAtOnce = 1e15;  // bytes a second
 
 /// A server pins its host memory before it serves. For the bound the GPU has the memory of its peers too, and
 /// what is on the host is there at once.
@@ -66,6 +68,8 @@ Status Server::prepare() {
                                   .quantum_tokens = run_.quantum_tokens,
                                   .page_tokens = run_.block_tokens,
                                   .most_running = run_.most_running,
+                                  .away_tokens = away_tokens(),
+                                  .new_first = run_.new_first,
                                   .take_turns = takes_turns()});
   if (!turns) return tl::unexpected(turns.error());
   turns_ = std::move(*turns);
@@ -78,6 +82,15 @@ Status Server::prepare() {
   }
   begin_ns_ = backend_->now_ns();
   return {};
+}
+
+/// What waits for its turn may take so much: nearly all of the peers, where copies of what the host has make
+/// room; of the host, a part of what prefixes have.
+std::uint64_t Server::away_tokens() const {
+  const bool with_peers = strategy_ == ServeStrategy::harvest || strategy_ == ServeStrategy::peer_host;
+  const double bytes = with_peers ? kPeersShare * static_cast<double>(run_.peer_bytes * run_.peers.size())
+                                  : kHostShare * static_cast<double>(run_.host_bytes);
+  return static_cast<std::uint64_t>(bytes / static_cast<double>(run_.rank.kv_bytes_per_token()));
 }
 
 Status Server::serve(Progress& progress) {
@@ -193,7 +206,7 @@ Status Server::after_chunk(const Chunk& chunk) {
   if (sequence.computed < sequence.target) return {};
   std::erase(prefilling_, &sequence);
   turns_->came(sequence.id);
-  if (sequence.again) turns_->ran(sequence.id, 1);  // the last token that was drawn before it left
+  if (sequence.times_left > 0) turns_->ran(sequence.id, 1);  // the last token that was drawn before it left
   draw_token(sequence);
   return {};
 }
@@ -203,13 +216,13 @@ bool Server::finish_load(Sequence& sequence) {
   const auto lost = sequence.load->finish();
   const std::size_t came = lost.empty() ? sequence.loading.size() : lost.front();
   for (std::size_t i = 0; i < sequence.loading.size(); ++i) {
-    const auto [block, tier] = sequence.loading[i];
-    if (i < came && !lower_->holds(sequence.pages[block], sequence.keys[block]))
-      figures_.wrong_bytes += run_.block_bytes();
+    const auto& [block, tier, key] = sequence.loading[i];
+    if (i < came && !lower_->holds(sequence.pages[block], key)) figures_.wrong_bytes += run_.block_bytes();
   }
   if (!lost.empty()) forget_from(sequence, sequence.loading[came].block);
   const bool all = lost.empty();
   sequence.load.reset();
+  unpark(sequence);
   return all;
 }
 
@@ -217,7 +230,7 @@ bool Server::finish_load(Sequence& sequence) {
 /// values are written to it again.
 void Server::forget_from(Sequence& sequence, std::size_t first) {
   const std::size_t end = sequence.computed / run_.block_tokens;
-  for (std::size_t block = first; block < end && !sequence.again; ++block) {
+  for (std::size_t block = first; block < end && sequence.times_left == 0; ++block) {
     const auto loaded = std::ranges::find(sequence.loading, block, &Sequence::Loading::block);
     const Tier tier = loaded == sequence.loading.end() ? Tier::local : loaded->tier;
     --figures_.hits[static_cast<std::size_t>(tier)];
@@ -225,11 +238,11 @@ void Server::forget_from(Sequence& sequence, std::size_t first) {
     ++figures_.lost;
   }
   sequence.computed = first * run_.block_tokens;
+  sequence.named = std::min(sequence.named, first);
 }
 
 /// Blocks that are complete now may be used by others, and are kept below.
 Status Server::name_blocks(Sequence& sequence) {
-  if (takes_turns()) name_answer(sequence);
   const auto& keys = sequence.keys;
   const std::size_t full = std::min<std::size_t>(keys.size(), sequence.computed / run_.block_tokens);
   const std::size_t begin = sequence.named;
@@ -257,12 +270,6 @@ void Server::draw_token(Sequence& sequence) {
   ++figures_.output_tokens;
 }
 
-/// Blocks of an answer are nobody else's: they have names so that they can leave and come back.
-void Server::name_answer(Sequence& sequence) {
-  while (sequence.keys.size() < sequence.computed / run_.block_tokens)
-    sequence.keys.emplace_back(kAnswers + sequence.id, sequence.keys.size());
-}
-
 void Server::finish_served() {
   served_.clear();
   for (const kv::Turns::Id id : turns_->running())
@@ -274,20 +281,20 @@ void Server::finish_served() {
     const TimeNs tbt = gaps == 0 ? 0 : (sequence.last_token_ns - sequence.begun_answer_ns) / gaps;
     if (ttft <= run_.ttft_limit_ns && tbt <= run_.tbt_limit_ns) ++good_;
     let_go(sequence);
-    forget_answer(sequence);
     turns_->finish(id);
     sequences_[id].reset();
     ++figures_.completed;
   }
 }
 
-/// Until the next request.
+/// Until the next request, or a part of that while somebody leaves.
 void Server::idle() {
-  const TimeNs until = begin_ns_ + run_.requests[next_arrival_].arrival_ns;
-  while (backend_->now_ns() < until) {
+  const bool expected = next_arrival_ < run_.requests.size();
+  const TimeNs until = expected ? begin_ns_ + run_.requests[next_arrival_].arrival_ns : kNever;
+  do {
     backend_->sleep_until(lower_ ? std::min(until, next_poll_ns_) : until);
     poll();
-  }
+  } while (leaving_.empty() && backend_->now_ns() < until);
 }
 
 void Server::poll() {
@@ -305,6 +312,10 @@ ServeFigures Server::figures() {
   if (lower_) {
     figures_.cache = lower_->blocks().stats();
     figures_.bytes_from = figures_.cache.loaded_bytes;
+    if (takes_turns()) {
+      const auto came_back = lower_->parked().stats().loaded_bytes;
+      for (std::size_t tier = 0; tier < kTiers; ++tier) figures_.bytes_from[tier] += came_back[tier];
+    }
     figures_.owners = lower_->owners();
   }
   return figures_;

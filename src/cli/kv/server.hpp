@@ -17,7 +17,7 @@ namespace harvest::cli {
 struct Sequence {
   const ServedRequest* request = nullptr;
   kv::Turns::Id id = 0;
-  std::vector<Key> keys;  ///< of the prompt's full blocks; where it takes turns, of those of its answer too
+  std::vector<Key> keys;  ///< of the prompt's full blocks
   std::vector<std::uint32_t> pages;
   std::uint64_t target = 0;  ///< tokens to compute before the next one is drawn
   std::uint64_t computed = 0;
@@ -25,11 +25,14 @@ struct Sequence {
   std::size_t named = 0;       ///< blocks that are the prefix cache's, too
   TimeNs last_token_ns = 0;
   TimeNs begun_answer_ns = 0;
-  bool again = false;  ///< it has left before; its blocks are counted already
+  std::uint32_t times_left = 0;
+  /// Of its blocks while it waits for its next turn, of the last too, which may not be full.
+  std::vector<Key> parked{};
   std::optional<kv::BlockLoad> load{};
   struct Loading {
     std::size_t block;
     Tier tier;
+    Key key;  ///< of its content
   };
   std::vector<Loading> loading{};  ///< in the order of `load`
   TimeNs load_due_ns = 0;          ///< when it is expected to be there
@@ -62,11 +65,16 @@ class Server {
   [[nodiscard]] kv::PrefixMatch known_prefix(std::span<const Key> keys);
   void count_blocks(const Sequence& sequence, const kv::PrefixMatch& match);
   [[nodiscard]] Status begin_load(Sequence& sequence, const kv::PrefixMatch& match);
+  [[nodiscard]] Status give_load(Sequence& sequence, kv::BlockCache& cache, std::span<const Key> keys,
+                                 std::span<const std::uint32_t> pages, const kv::PrefixMatch& match);
   void grow(Sequence& sequence);
   void take_pages(Sequence& sequence);
-  void leave(Sequence& sequence);
+  [[nodiscard]] Status come_back(Sequence& sequence);
+  [[nodiscard]] Status begin_to_leave(Sequence& sequence);
+  bool has_left(Sequence& sequence);
   void let_go(Sequence& sequence);
-  void forget_answer(const Sequence& sequence);
+  [[nodiscard]] Key content_of(const Sequence& sequence, std::size_t block) const;
+  void unpark(Sequence& sequence);
   [[nodiscard]] std::uint64_t pages_for(std::uint64_t tokens) const {
     return (tokens + run_.block_tokens - 1) / run_.block_tokens;
   }
@@ -83,11 +91,13 @@ class Server {
   bool finish_load(Sequence& sequence);
   void forget_from(Sequence& sequence, std::size_t first);
   void draw_token(Sequence& sequence);
-  void name_answer(Sequence& sequence);
   void finish_served();
   void idle();
   void poll();
-  [[nodiscard]] bool takes_turns() const { return run_.take_turns && strategy_ != ServeStrategy::recompute; }
+  [[nodiscard]] std::uint64_t away_tokens() const;
+  [[nodiscard]] bool takes_turns() const {
+    return run_.take_turns && strategy_ != ServeStrategy::recompute && strategy_ != ServeStrategy::bound;
+  }
   [[nodiscard]] bool waits_for_all() const { return strategy_ == ServeStrategy::peer_host; }
 
   const ServeRun& run_;
@@ -102,6 +112,7 @@ class Server {
   std::size_t next_arrival_ = 0;
   std::vector<std::unique_ptr<Sequence>> sequences_;  ///< by request; null before and after
   std::optional<kv::Turns> turns_;
+  std::vector<Sequence*> leaving_;     ///< on the GPU still, and do not run
   std::vector<Sequence*> prefilling_;  ///< on the GPU, in the order in which they came
 
   std::vector<Sequence*> decoding_;  ///< in the pass, as the chunks
