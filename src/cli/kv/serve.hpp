@@ -50,7 +50,7 @@ struct ServeRun : KvPlace {
   std::uint32_t most_running = 256;                 ///< sequences at a time
   /// Of a turn, where sequences take turns; else what a sequence needs room for to come in.
   std::uint32_t quantum_tokens = 64;
-  bool take_turns = false;         ///< of strategies that can keep what leaves, but for `bound`
+  bool take_turns = false;         ///< `host` and `harvest` do
   bool new_first = false;          ///< `kv::TurnsConfig::new_first`
   std::uint32_t layer_groups = 4;  ///< that are loaded, and waited for, one by one
   TimeNs ttft_limit_ns = 0;        ///< a request is good if its first token comes within this

@@ -87,9 +87,9 @@ Status Server::prepare() {
 /// What waits for its turn may take so much: nearly all of the peers, where copies of what the host has make
 /// room; of the host, a part of what prefixes have.
 std::uint64_t Server::away_tokens() const {
-  const bool with_peers = strategy_ == ServeStrategy::harvest || strategy_ == ServeStrategy::peer_host;
-  const double bytes = with_peers ? kPeersShare * static_cast<double>(run_.peer_bytes * run_.peers.size())
-                                  : kHostShare * static_cast<double>(run_.host_bytes);
+  const double bytes = strategy_ == ServeStrategy::harvest
+                           ? kPeersShare * static_cast<double>(run_.peer_bytes * run_.peers.size())
+                           : kHostShare * static_cast<double>(run_.host_bytes);
   return static_cast<std::uint64_t>(bytes / static_cast<double>(run_.rank.kv_bytes_per_token()));
 }
 
