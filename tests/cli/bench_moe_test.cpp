@@ -87,6 +87,27 @@ TEST(BenchMoe, APredictorGainsWhereMuchIsTold) {
   EXPECT_GT(with("next_layer"), 1.005 * with("none"));
 }
 
+/// What the next layer's router tells one layer early gains more than a roofline without it allows.
+TEST(BenchMoe, ARouterAskedEarlyBeatsTheBoundWithoutAPredictor) {
+  const std::vector<std::string> some{"--model", "qwen1.5-moe-a2.7b", "--batch",
+                                      "1",       "--strategy",        "harvest"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), some.begin(), some.end());
+    return run_for_json(words(std::move(more)));
+  };
+  const json none = with({});
+  const json ahead = with({"--predictor", "gate_ahead"});
+  EXPECT_EQ(ahead.at("predictor"), "gate_ahead");
+  EXPECT_EQ(ahead.at("assumed").at("gate_recall"), .788);
+  EXPECT_FALSE(none.contains("assumed"));
+  const double bound = result_of(none, "harvest").at("bound_tokens_per_s").get<double>();
+  EXPECT_EQ(result_of(ahead, "harvest").at("bound_tokens_per_s"), bound) << "it knows no predictor";
+  EXPECT_LT(tokens_per_s(none, "harvest"), bound);
+  EXPECT_GT(tokens_per_s(ahead, "harvest"), bound);
+  EXPECT_LT(tokens_per_s(with({"--predictor", "gate_ahead", "--gate-recall", "0.6"}), "harvest"),
+            tokens_per_s(ahead, "harvest"));
+}
+
 TEST(BenchMoe, KnowsTheModels) {
   const std::map<std::string, std::uint64_t> expert_bytes{
       {"mixtral-8x7b", 352'321'536}, {"phi-3.5-moe", 157'286'400},    {"qwen1.5-moe-a2.7b", 17'301'504},

@@ -7,6 +7,7 @@
 #include <memory>
 #include <unordered_map>
 
+#include "cli/moe/gate_ahead.hpp"
 #include "cli/moe/server.hpp"
 
 /// `host` and `harvest`: a cache of experts.
@@ -72,10 +73,16 @@ class CachedServer {
     config.model = run_.shape.description();
     config.local_budget_bytes = budget_bytes();
     config.eviction = run_.eviction;
-    config.predictor = run_.predictor;
+    const bool gate_ahead = run_.predictor == kGateAhead;
+    if (!gate_ahead) config.predictor = run_.predictor;
     auto experts = moe::ExpertCache::create(*cache_, config);
     if (!experts) return tl::unexpected(experts.error());
     experts_ = std::move(*experts);
+    if (gate_ahead) {
+      auto gate = std::make_unique<GateAhead>(run_.shape.experts, run_.gate_recall, run_.seed);
+      gate_ = gate.get();
+      experts_->set_predictor(std::move(gate));
+    }
     const auto weights = server_->backend->reserve_host_range(run_.shape.pool_bytes());
     if (!weights) return tl::unexpected(weights.error());
     for (std::uint32_t layer = 0; layer < run_.shape.layers; ++layer) {
@@ -101,6 +108,7 @@ class CachedServer {
   }
 
   Status step(const moe::RoutingStep& step) {
+    if (gate_ != nullptr) gate_->enter(step);
     for (std::uint32_t layer = 0; layer < run_.shape.layers; ++layer) {
       const LayerWork& work = work_.layer(step, layer);
       server_->compute(work.attention_ns);
@@ -201,6 +209,7 @@ class CachedServer {
   std::unique_ptr<Owners> owners_;
   std::unique_ptr<PeerCache> cache_;
   std::unique_ptr<moe::ExpertCache> experts_;
+  GateAhead* gate_ = nullptr;  ///< of `experts_`
   Bound bound_;
   double tokens_ = 0;
   TimeNs begin_ns_ = 0;
@@ -213,9 +222,18 @@ class CachedServer {
 
 }  // namespace
 
+/// The bound knows no predictor: neither what one brought ahead nor what went for that.
 Result<MoeFigures> run_with_cache(const MoeRun& run, bool with_peers, Progress& progress) {
   CachedServer server(run, with_peers);
-  return serve(run, server, progress);
+  auto figures = serve(run, server, progress);
+  if (!figures || run.predictor.empty() || run.predictor == moe::predictor_names().front()) return figures;
+  MoeRun without = run;
+  without.predictor.clear();
+  CachedServer other(without, with_peers);
+  const auto bound = serve(without, other, progress);
+  if (!bound) return bound;
+  figures->bound_tokens_per_s = bound->bound_tokens_per_s;
+  return figures;
 }
 
 }  // namespace harvest::cli
