@@ -392,7 +392,8 @@ std::uint64_t guesses_late_in_a_hurry(bool right) {
                .experts = 4,
                .tensors = {{"all", 8ULL << 20}},
                .slots = 4,
-               .with = [](ExpertCacheConfig& config) { config.piece_bytes = 4ULL << 20; }});
+               .with = [](ExpertCacheConfig& config) { config.piece_bytes = 4ULL << 20; },
+               .with_peers = [](PeerCacheConfig& peers) { peers.peer_budget_bytes = 0; }});
   std::uint32_t pass = 0;
   world.experts->set_predictor(std::make_unique<Named>([&](std::uint32_t layer) {
     const std::uint32_t needed = (pass + (layer == 0 ? 1 : 0)) % 4;
@@ -402,8 +403,11 @@ std::uint64_t guesses_late_in_a_hurry(bool right) {
   for (; pass < 30; ++pass) {
     if (pass == 20) before = world.experts->stats().guesses;
     for (std::uint32_t layer = 0; layer < 2; ++layer) {
-      world.step(layer, {pass % 4});
-      EXPECT_EQ(world.check_reads(), 0U);
+      auto step = world.experts->begin_layer(layer, Experts{pass % 4}, world.stream);
+      EXPECT_TRUE(step);
+      while (step->next() != nullptr) continue;
+      EXPECT_TRUE(world.experts->end_layer(std::move(*step)));
+      EXPECT_TRUE(world.experts->confirm());
     }
   }
   return world.experts->stats().guesses - before;
