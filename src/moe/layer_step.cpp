@@ -58,7 +58,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
     if (entry.slot != kNone) slots_.add_step(entry.slot, layer);
   if (step.here < step.entries.size()) {
     give_slots(step, phase == Phase::prefill);
-    if (predictor_ != nullptr && phase == Phase::decode)
+    if (phase == Phase::decode)
       for (const Entry& entry : step.entries) stats_.absent_needed += entry.brought ? 1 : 0;
     if (step.waiting == 0) {
       close(step);
