@@ -451,6 +451,7 @@ TEST(ExpertCacheErrors, NameTheValueAndTheLimit) {
   EXPECT_THAT(refused([](auto& c) { c.predictor = "oracle"; }),
               AllOf(HasSubstr("'oracle'"), HasSubstr("none, next_layer, sequence")));
   EXPECT_THAT(refused([](auto& c) { c.prefetch_probability = -1; }), HasSubstr("prefetch_probability is -1"));
+  EXPECT_THAT(refused([](auto& c) { c.head_tensors = 4; }), HasSubstr("head_tensors is 4, an expert has 3"));
   EXPECT_THAT(refused([](auto& c) { c.prefetch_layers = 5; }), HasSubstr("prefetch_layers is 5"));
   EXPECT_THAT(refused([](auto& c) { c.model.top_k = 9; }), HasSubstr("top_k is 9"));
   EXPECT_THAT(refused([](auto& c) { c.model.tensors.clear(); }), HasSubstr("tensors is empty"));

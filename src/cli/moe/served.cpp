@@ -72,6 +72,7 @@ class CachedServer {
     moe::ExpertCacheConfig config;
     config.model = run_.shape.description();
     config.local_budget_bytes = budget_bytes();
+    config.head_tensors = kHeadTensors;
     config.eviction = run_.eviction;
     const bool gate_ahead = run_.predictor == kGateAhead;
     if (!gate_ahead) config.predictor = run_.predictor;
@@ -194,10 +195,22 @@ class CachedServer {
     bound_.layer(work, peer_bytes, host_bytes);
     auto step = experts_->begin_layer(number, needed_, server_->stream, phase);
     if (!step) return tl::unexpected(step.error());
-    while (const moe::ReadyExpert* ready = step->next()) server_->compute(time_of_.at(ready->expert));
+    while (const moe::ReadyExpert* ready = step->next_head()) {
+      const TimeNs ns = time_of_.at(ready->expert);
+      if (ready->from == Tier::local) {
+        server_->compute(ns);
+        continue;
+      }
+      // Two kernels: gate and up, and down, each with the time that one takes before it does anything.
+      const TimeNs down_ns = (ns - kKernelNs) / 3;
+      server_->compute(ns - down_ns);
+      step->rest();
+      server_->compute(down_ns + kKernelNs);
+    }
     return experts_->end_layer(std::move(*step));
   }
 
+  static constexpr std::uint32_t kHeadTensors = 2;  ///< gate and up
   static constexpr std::uint64_t kStagingSlots = 4;
   static constexpr TimeNs kPollNs = 1'000'000;
   static constexpr double kLooks = 64;  ///< while an expert comes
