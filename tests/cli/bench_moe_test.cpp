@@ -71,7 +71,7 @@ TEST(BenchMoe, TheCacheSeesTheStallThatTheBenchHas) {
         EXPECT_LE(share("exposed_ns"), stalled + .002);
         EXPECT_GE(share("exposed_ns") + share("unseen_ns"), stalled - .01);
         EXPECT_GT(share("hidden_ns"), 0);
-        EXPECT_LT(share("unseen_ns"), .05);
+        EXPECT_LT(share("unseen_ns"), .06);  // a look at either end of each wait, of which an expert has two
       }
     }
 }
