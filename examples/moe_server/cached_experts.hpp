@@ -9,6 +9,7 @@
 #include <functional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "transformer/experts.hpp"
 
@@ -19,11 +20,12 @@ class CachedExperts : public transformer::Experts {
  public:
   /// `between` is called when experts were asked for, and between them: where a server is at work, others are
   /// too, and it may do what they do.
-  CachedExperts(moe::ExpertCache& cache, StreamId stream, std::function<Status()> between)
-      : cache_(cache), stream_(stream), between_(std::move(between)) {}
+  CachedExperts(moe::ExpertCache& cache, StreamId stream, std::function<Status()> between, bool looks_ahead)
+      : cache_(cache), stream_(stream), between_(std::move(between)), looks_ahead_(looks_ahead) {}
 
   Status run(std::uint32_t layer, std::span<const std::uint32_t> experts, moe::Phase phase,
              const Use& use) override {
+    forget_expected();
     auto step = cache_.begin_layer(layer, experts, stream_, phase);
     if (!step) return tl::unexpected(step.error());
     if (Status done = between_(); !done) return done;
@@ -33,12 +35,32 @@ class CachedExperts : public transformer::Experts {
     }
     return cache_.end_layer(std::move(*step));
   }
+
+  [[nodiscard]] bool looks_ahead() const override { return looks_ahead_; }
+  /// Fetched while this layer computes, until its turn comes.
+  Status expect(std::uint32_t layer, std::span<const transformer::Choice> likely) override {
+    for (const transformer::Choice& choice : likely) {
+      const auto asked = cache_.prefetch(layer, {&choice.expert, 1}, choice.weight);
+      if (!asked) return tl::unexpected(asked.error());
+      expected_.push_back(*asked);
+    }
+    return {};
+  }
+
   Status confirm() override { return cache_.confirm(); }
 
  private:
+  /// The layer has come: what has not begun would be in the way. What is done already is not found.
+  void forget_expected() {
+    for (const moe::PrefetchId id : expected_) static_cast<void>(cache_.cancel(id));
+    expected_.clear();
+  }
+
   moe::ExpertCache& cache_;
   StreamId stream_;
   std::function<Status()> between_;
+  bool looks_ahead_;
+  std::vector<moe::PrefetchId> expected_;
 };
 
 }  // namespace harvest::moe_server

@@ -35,6 +35,8 @@ constexpr const char* kFirstSteps =
     "  moe_server --verify --owners bursty --faults 0.01\n"
     "                                copies fail on their way, too: steps are done again\n"
     "  moe_server --predictor none   what prefetching is good for\n"
+    "  moe_server --predictor none --lookahead\n"
+    "                                the next layer's own router names what to prefetch\n"
     "  moe_server --tiny --verify --owners bursty --faults 0.01 --seeds 200\n"
     "                                a campaign: each seed also draws what is not given\n"
     "\n"
@@ -92,6 +94,8 @@ void CommandLine::add_memory() {
       fmt::format("Guesses which experts come next: {}", fmt::join(moe::predictor_names(), ", ")));
   add(group, "--prefetch-probability", options_.prefetch_probability, "Guesses below are not followed");
   add(group, "--prefetch-layers", options_.prefetch_layers, "How far ahead guesses are made");
+  add_flag(group, "--lookahead", options_.lookahead,
+           "Asks each layer's router one layer early, and fetches what it names");
   add(group, "--eviction", options_.eviction,
       fmt::format("Chooses what makes way: {}", fmt::join(moe::expert_eviction_names(), ", ")));
 }
@@ -134,6 +138,7 @@ Options CommandLine::draw(std::uint64_t seed) const {
   // A slow GPU gives copies more time between steps, and peers time to come back into service.
   choose("--kernel-us", options.kernel_us, random.one_of(std::array{3.0, 100.0, 10'000.0}));
   choose("--owner-period-us", options.owner_period_us, options.kernel_us * (20 + random.uniform() * 300));
+  choose("--lookahead", options.lookahead, random.chance(0.5));
   return options;
 }
 

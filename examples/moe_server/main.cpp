@@ -76,8 +76,13 @@ void print(const Options& options, const Model& model, const Outcome& outcome) {
   fmt::print("  {:.0f} new tokens/s, simulated ({:.1f} ms of virtual time)\n",
              static_cast<double>(server.new_tokens) / seconds, seconds * 1e3);
   print_tiers(outcome);
-  fmt::print("  guesses: {} experts were fetched ahead, {} of them needed\n", experts.guesses,
-             experts.guesses_used);
+  const auto percent_of = [&](std::uint64_t all) {
+    return all == 0 ? 0.0 : 100.0 * static_cast<double>(experts.guesses_used) / static_cast<double>(all);
+  };
+  fmt::print(
+      "  guesses: {} experts were fetched ahead, {} of them needed (precision {:.1f} %, recall {:.1f} %)\n",
+      experts.guesses, experts.guesses_used, percent_of(experts.guesses),
+      percent_of(experts.guesses_used + experts.absent_needed));
   if (options.bursty_owners)
     fmt::print("  owners: {} reclaims gave {:.1f} MiB back, {} late in part; {} bursts without a word\n",
                outcome.owners.reclaims, static_cast<double>(outcome.owners.returned_bytes) / kMiB,

@@ -88,7 +88,8 @@ Status World::let_others_act() {
 Result<Outcome> World::serve(const std::vector<Request>& requests, const ProgressReport& report) {
   PlainKv kv(options_.shape, options_.limits.sequences, options_.longest_prompt + options_.most_new_tokens);
   CpuCompute compute(model_, *kernels_, kv);
-  CachedExperts experts(*experts_, kernels_->stream(), [this] { return let_others_act(); });
+  CachedExperts experts(
+      *experts_, kernels_->stream(), [this] { return let_others_act(); }, options_.lookahead);
   Server server(model_, compute, experts, kv, options_.limits,
                 {options_.temperature, seed_of(options_.seed, kSampling)});
   const TimeNs begin_ns = backend_->now_ns();

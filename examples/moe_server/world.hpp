@@ -40,6 +40,7 @@ struct Options {
   std::uint64_t piece_bytes = 0;      ///< experts travel in pieces of this; 0: whole
   double prefetch_probability = 0.3;  ///< guesses below are not followed
   std::uint32_t prefetch_layers = 1;  ///< how far ahead guesses are made
+  bool lookahead = false;             ///< each layer's router is asked one layer early
   double kernel_us = 3;               ///< that a kernel takes even if it does nothing
   bool bursty_owners = false;
   double owner_period_us = 500;

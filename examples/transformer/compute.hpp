@@ -47,6 +47,11 @@ class Compute {
   /// first.
   virtual Result<std::span<const Choice>> route(std::uint32_t layer) = 0;
 
+  /// Waits too. Applies a layer's router to what decoding rows are now, before the layers in between: answers
+  /// `top_k` choices for each of them, whose weights are how likely they are. Later calls compute what they
+  /// would have computed without it.
+  virtual Result<std::span<const Choice>> look_ahead(std::uint32_t layer) = 0;
+
   /// Runs one expert on the rows that chose it. `weights` are read when the stream comes to it.
   virtual Status run_expert(std::uint32_t expert, const std::byte* weights) = 0;
 

@@ -55,6 +55,18 @@ Result<std::span<const Choice>> CpuCompute::route(std::uint32_t layer) {
   return choices_;
 }
 
+Result<std::span<const Choice>> CpuCompute::look_ahead(std::uint32_t layer) {
+  likely_.clear();
+  const Status launched =
+      kernels_.launch(matrices(std::uint64_t{shape_.experts} * shape_.hidden, rows_.size()), [this, layer] {
+        for (std::size_t row = 0; row < rows_.size(); ++row)
+          if (rows_[row].phase == moe::Phase::decode) look_ahead_row(layer, row);
+      });
+  if (!launched) return tl::unexpected(launched.error());
+  if (Status done = kernels_.wait(); !done) return tl::unexpected(done.error());
+  return likely_;
+}
+
 Status CpuCompute::run_expert(std::uint32_t expert, const std::byte* weights) {
   std::vector<Place> places;
   for (std::size_t row = 0; row < rows_.size(); ++row)
@@ -142,19 +154,32 @@ void CpuCompute::attend_row(std::uint32_t layer, std::size_t row) {
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += output[i];
 }
 
-void CpuCompute::route_row(std::uint32_t layer, std::size_t row) {
+std::vector<float> CpuCompute::shares_of_experts(std::uint32_t layer, std::span<const float> normed) const {
   const LayerWeights& weights = model_.layer(layer);
-  std::vector<float> scores(shape_.experts);
-  rms_norm(state(row), weights.expert_norm, normed(row));
-  multiply(weights.router.data(), normed(row), scores);
-  for (std::size_t expert = 0; expert < scores.size(); ++expert)
-    scores[expert] += weights.router_bias[expert];
-  softmax(scores);
-  const auto chosen = largest(scores, shape_.top_k);
+  std::vector<float> shares(shape_.experts);
+  multiply(weights.router.data(), normed, shares);
+  for (std::size_t expert = 0; expert < shares.size(); ++expert)
+    shares[expert] += weights.router_bias[expert];
+  softmax(shares);
+  return shares;
+}
+
+void CpuCompute::route_row(std::uint32_t layer, std::size_t row) {
+  rms_norm(state(row), model_.layer(layer).expert_norm, normed(row));
+  const std::vector<float> shares = shares_of_experts(layer, normed(row));
+  const auto chosen = largest(shares, shape_.top_k);
   float sum = 0;
-  for (const std::uint32_t expert : chosen) sum += scores[expert];
+  for (const std::uint32_t expert : chosen) sum += shares[expert];
   for (std::size_t rank = 0; rank < chosen.size(); ++rank)
-    choices_[row * shape_.top_k + rank] = {chosen[rank], scores[chosen[rank]] / sum};
+    choices_[row * shape_.top_k + rank] = {chosen[rank], shares[chosen[rank]] / sum};
+}
+
+void CpuCompute::look_ahead_row(std::uint32_t layer, std::size_t row) {
+  std::vector<float> normed(shape_.hidden);  // the experts of this layer still read the row's own
+  rms_norm(state(row), model_.layer(layer).expert_norm, normed);
+  const std::vector<float> shares = shares_of_experts(layer, normed);
+  for (const std::uint32_t expert : largest(shares, shape_.top_k))
+    likely_.push_back({expert, shares[expert]});
 }
 
 std::span<float> CpuCompute::state(std::size_t row) {

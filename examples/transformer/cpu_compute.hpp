@@ -23,6 +23,7 @@ class CpuCompute : public Compute {
   void begin_step(std::span<const Row> rows) override;
   Status attend(std::uint32_t layer) override;
   Result<std::span<const Choice>> route(std::uint32_t layer) override;
+  Result<std::span<const Choice>> look_ahead(std::uint32_t layer) override;
   Status run_expert(std::uint32_t expert, const std::byte* weights) override;
   Status combine() override;
   Result<std::span<const float>> logits(std::span<const std::uint32_t> rows) override;
@@ -35,6 +36,10 @@ class CpuCompute : public Compute {
   void project(std::uint32_t layer, std::size_t row);
   void attend_row(std::uint32_t layer, std::size_t row);
   void route_row(std::uint32_t layer, std::size_t row);
+  void look_ahead_row(std::uint32_t layer, std::size_t row);
+  /// How likely each expert is for a row that came into the layer as `normed`.
+  [[nodiscard]] std::vector<float> shares_of_experts(std::uint32_t layer,
+                                                     std::span<const float> normed) const;
   std::span<float> state(std::size_t row);
   std::span<float> normed(std::size_t row);
   std::span<float> result(std::size_t row, std::size_t rank);
@@ -48,6 +53,7 @@ class CpuCompute : public Compute {
   std::vector<Row> rows_;
   std::vector<float> states_, normed_, queries_;  // by row
   std::vector<Choice> choices_;                   // by row, rank
+  std::vector<Choice> likely_;                    // by decoding row, rank
   std::vector<float> results_;                    // by row, rank
   std::vector<float> logits_;
 };

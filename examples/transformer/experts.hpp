@@ -9,6 +9,7 @@
 #include <functional>
 #include <span>
 
+#include "transformer/compute.hpp"
 #include "transformer/model.hpp"
 
 namespace harvest::transformer {
@@ -27,6 +28,11 @@ class Experts {
   /// Calls `use` once for each of the experts, in any order. After an error it may have done so for some.
   virtual Status run(std::uint32_t layer, std::span<const std::uint32_t> experts, moe::Phase phase,
                      const Use& use) = 0;
+  /// Whether it wants to be told one layer early.
+  [[nodiscard]] virtual bool looks_ahead() const { return false; }
+  /// What `run` of the next layer will probably be asked for, behind `run` of the one before.
+  virtual Status expect(std::uint32_t /*layer*/, std::span<const Choice> /*likely*/) { return {}; }
+
   /// Whether all weights were right since the last call; to be asked before results are shown.
   virtual Status confirm() = 0;
 };

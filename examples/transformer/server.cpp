@@ -123,10 +123,20 @@ Result<std::span<const float>> Server::forward() {
     if (Status given = compute_.attend(layer); !given) return tl::unexpected(given.error());
     const auto choices = compute_.route(layer);
     if (!choices) return tl::unexpected(choices.error());
+    const auto likely = look_ahead(layer + 1);
+    if (!likely) return tl::unexpected(likely.error());
     if (Status given = run_experts(layer, *choices); !given) return tl::unexpected(given.error());
+    // Behind what this layer needs.
+    if (Status asked = experts_.expect(layer + 1, *likely); !asked) return tl::unexpected(asked.error());
     if (Status given = compute_.combine(); !given) return tl::unexpected(given.error());
   }
   return compute_.logits(ends_);
+}
+
+/// Behind the last layer comes a token that nobody knows yet.
+Result<std::span<const Choice>> Server::look_ahead(std::uint32_t layer) {
+  if (!experts_.looks_ahead() || layer == model_.shape().layers) return std::span<const Choice>();
+  return compute_.look_ahead(layer);
 }
 
 /// What prompts alone need is asked for apart: it is no sign of what will be needed next.

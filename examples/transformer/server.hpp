@@ -82,6 +82,7 @@ class Server {
   void plan();
   Status compute_step();
   Result<std::span<const float>> forward();
+  Result<std::span<const Choice>> look_ahead(std::uint32_t layer);
   Status run_experts(std::uint32_t layer, std::span<const Choice> choices);
   Status take_over(std::span<const float> logits);
   void note_missing();

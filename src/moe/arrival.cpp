@@ -115,13 +115,14 @@ std::vector<StreamId> ExpertCache::Impl::open_readers(std::uint32_t number) cons
   return streams;
 }
 
-ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceId source) {
+ExpertCache::Impl::Group& ExpertCache::Impl::group_for(std::size_t lane, DeviceId source, bool head) {
   for (std::size_t i = 0; i < groups_used_; ++i)
-    if (groups_[i].lane == lane && groups_[i].source == source) return groups_[i];
+    if (groups_[i].lane == lane && groups_[i].source == source && groups_[i].head == head) return groups_[i];
   if (groups_used_ == groups_.size()) groups_.emplace_back();
   Group& group = groups_[groups_used_++];
   group.lane = lane;
   group.source = source;
+  group.head = head;
   group.copies.clear();
   group.leases.clear();
   return group;
@@ -176,7 +177,7 @@ void ExpertCache::Impl::load(std::uint32_t number, const Piece& piece, std::size
   }
   const Tier from = on_peers ? Tier::peer : Tier::host;
   if (slot.from == Tier::none || from > slot.from) slot.from = from;
-  Group& group = group_for(lane, source);
+  Group& group = group_for(lane, source, piece.offset < head_bytes_);
   busy_until_ns_[place(wire)] +=
       wire_ns(wire, piece.bytes) - (group.copies.empty() ? 0 : piece_ns_[place(wire)]);
   ready_ns_[number] = std::max(ready_ns_[number], busy_until_ns_[place(wire)]);
@@ -232,6 +233,7 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
   flight.source = group.source;
   if (const std::uint64_t departed = lanes_.depart(group.lane, flight, group.leases); departed != 0) {
     slot.flights[group.lane] = departed;
+    if (group.head) slot.head_flights[group.lane] = departed;
     return {};
   }
   note_last_use(slot, lanes_.stream(group.lane), kNone);  // it still writes there
@@ -271,8 +273,12 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
   for (std::uint32_t i = slot.pieces, nth = 0; i < pieces; ++i, ++nth)
     load_parts(number, all[i], spread.lane_of(nth), way);
   Status status;
-  for (std::size_t i = 0; i < groups_used_; ++i)
-    if (Status given = submit(number, groups_[i], why); !given) status = given;
+  for (Group& group : std::span(groups_).first(groups_used_)) {
+    // Lanes share their wire.
+    if (way.head_first && !group.head && Lanes::wire_of(group.lane) == Wire::peers)
+      lanes_.order(lanes_.stream(group.lane), slot.head_flights, group.lane);
+    if (Status given = submit(number, group, why); !given) status = given;
+  }
   slot.pieces = pieces;
   if (!status) slot.broken = true;
   for (const StreamId reader : readers) order_behind_arrival(reader, slot);
@@ -284,9 +290,9 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
 }
 
 /// Splits what a step waits for between the wires, so that both are done at the same time: what can only come
-/// from the host does, and of the rest it brings as much as it has time for, to the byte. It takes that from
-/// the experts that come last, whole ones if it can: for it each expert costs a copy's latency, whatever its
-/// bytes.
+/// from the host does, and of the rest it brings as much as it has time for, to the byte. It takes as much
+/// from the end of each expert, so that the experts come one behind the other over both wires; or where that
+/// is too little to be worth a copy each, all from the experts that come last, whole ones if it can.
 void ExpertCache::Impl::split(std::span<Entry> coming) {
   if (!wires_apart_) return;
   const auto piece_range = [&](const Entry& entry) HARVEST_REQUIRES(mutex_) {
@@ -306,22 +312,28 @@ void ExpertCache::Impl::split(std::span<Entry> coming) {
   // Of what the peers could bring by `peers_free + peer_ns` alone, x ns of theirs are y ns of the host's.
   const double behind = peers_free + peer_ns - host_free;
   double host_ns = behind * ns_per_host_byte / (ns_per_host_byte + ns_per_peer_byte);
+  const double each_ns = host_ns / static_cast<double>(coming.size());
+  const double most_ns = each_ns < static_cast<double>(kFlightNs) ? host_ns : each_ns;
   for (std::size_t left = coming.size(); left > 0; --left) {
     Entry& entry = coming[left - 1];
+    double share_ns = std::min(host_ns, most_ns);
+    host_ns -= share_ns;
     const auto pieces = piece_range(entry);
     for (std::size_t ahead = pieces.size(); ahead > 0; --ahead) {
       const Piece& piece = pieces[ahead - 1];
       if (is_on_peers(piece)) {
-        const auto bytes = static_cast<std::uint64_t>(std::max(0.0, host_ns) / ns_per_host_byte);
+        const auto bytes = static_cast<std::uint64_t>(std::max(0.0, share_ns) / ns_per_host_byte);
         if (bytes < piece.bytes) {
           if (bytes >= kLeastPartBytes)
             entry.host_from = piece.offset + round_up(piece.bytes - bytes, kPieceAlignment);
-          return;
+          share_ns = 0;
+          break;
         }
-        host_ns -= static_cast<double>(piece.bytes) * ns_per_host_byte;
+        share_ns -= static_cast<double>(piece.bytes) * ns_per_host_byte;
       }
       entry.host_from = piece.offset;
     }
+    host_ns += share_ns;
     host_ns -= static_cast<double>(piece_ns_[place(Wire::host)]);
   }
 }
@@ -364,7 +376,8 @@ Status ExpertCache::Impl::bring_all(Step& step) {
     const std::uint32_t pieces = experts_[entry.expert].pieces;
     if (slot.pieces == pieces && !slot.broken) continue;
     const std::optional<Wire> rest = wires_apart_ ? std::optional(Wire::peers) : std::nullopt;
-    if (Status status = bring(entry.slot, pieces, Why::demand, {rest, entry.host_from}); !status)
+    const bool last = &entry == &coming.back();
+    if (Status status = bring(entry.slot, pieces, Why::demand, {rest, entry.host_from, last}); !status)
       return status;
   }
   std::stable_sort(coming.begin(), coming.end(),

@@ -17,7 +17,7 @@ constexpr std::uint64_t kLeastPieceBytes = 64ULL << 10;
 constexpr std::uint64_t kMostPieceBytes = 1ULL << 30;
 constexpr std::uint64_t kUsualPieces = 8;  // fewer keep lanes idle at the end; each more costs a copy
 constexpr std::uint64_t kLeastUsualPieceBytes = 4ULL << 20;
-constexpr std::uint64_t kMostUsualPieceBytes = 32ULL << 20;
+constexpr std::uint64_t kMostUsualPieceBytes = 16ULL << 20;
 constexpr double kForgetting = 1.0 / 32.0;  // a frequency halves in 22 passes without use
 constexpr std::size_t kDecays = 512;        // after which a frequency is nothing
 constexpr TimeNs kSettleNs = 60'000'000'000;
@@ -40,6 +40,9 @@ Status check(const ExpertCacheConfig& config) {
     return fail(ErrorCode::invalid_argument,
                 fmt::format("local_budget_bytes is {}, at least {} for two experts",
                             config.local_budget_bytes, needed));
+  if (config.head_tensors > config.model.tensors.size())
+    return fail(ErrorCode::invalid_argument, fmt::format("head_tensors is {}, an expert has {}",
+                                                         config.head_tensors, config.model.tensors.size()));
   if (!(config.prefetch_probability >= 0 && config.prefetch_probability <= 1))
     return outside("prefetch_probability", config.prefetch_probability, 0, 1);
   if (config.prefetch_layers < 1 || config.prefetch_layers > config.model.layers)
@@ -54,6 +57,11 @@ std::uint32_t slots_for(const ExpertCacheConfig& config) {
   const std::uint64_t slot = config.model.slot_bytes();
   const std::uint64_t experts = static_cast<std::uint64_t>(config.model.layers) * config.model.experts;
   return static_cast<std::uint32_t>(std::min(config.local_budget_bytes / slot, experts));
+}
+
+std::uint64_t bytes_of_head(const ExpertCacheConfig& config) {
+  const bool all = config.head_tensors == 0 || config.head_tensors == config.model.tensors.size();
+  return all ? UINT64_MAX : config.model.tensor_offset(config.head_tensors);
 }
 
 std::string_view or_first(std::string_view name, std::span<const std::string_view> names) {
@@ -78,6 +86,7 @@ ExpertCache::Impl::Impl(PeerCache& cache, ExpertCacheConfig config, SlotValue sl
       backend_(cache.backend()),
       config_(std::move(config)),
       slot_bytes_(config_.model.slot_bytes()),
+      head_bytes_(bytes_of_head(config_)),
       slot_count_(slots_for(config_)),
       slot_value_(std::move(slot_value)),
       uses_(backend_),
@@ -310,7 +319,13 @@ std::size_t LayerStep::resident() const {
   return cache_ == nullptr ? 0 : cache_->impl_->resident_of(step_);
 }
 const ReadyExpert* LayerStep::next() {
-  return cache_ == nullptr ? nullptr : cache_->impl_->next(step_);
+  return cache_ == nullptr ? nullptr : cache_->impl_->next(step_, ExpertCache::Impl::Part::all);
+}
+const ReadyExpert* LayerStep::next_head() {
+  return cache_ == nullptr ? nullptr : cache_->impl_->next(step_, ExpertCache::Impl::Part::head);
+}
+void LayerStep::rest() {
+  if (cache_ != nullptr) cache_->impl_->rest(step_);
 }
 Result<std::span<const ReadyExpert>> LayerStep::all() {
   if (cache_ == nullptr) return std::span<const ReadyExpert>();

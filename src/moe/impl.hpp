@@ -56,6 +56,9 @@ struct Expert {
 
 class ExpertCache::Impl {
  public:
+  /// What of an expert is waited for: its first tensors, or all.
+  enum class Part : std::uint8_t { head, all };
+
   static Result<std::unique_ptr<Impl>> create(PeerCache& cache, ExpertCacheConfig config);
   ~Impl();
   Impl(const Impl&) = delete;
@@ -68,7 +71,8 @@ class ExpertCache::Impl {
 
   Result<std::uint32_t> begin(std::uint32_t layer, std::span<const std::uint32_t> experts, StreamId stream,
                               Phase phase) HARVEST_EXCLUDES(mutex_);
-  const ReadyExpert* next(std::uint32_t step) HARVEST_EXCLUDES(mutex_);
+  const ReadyExpert* next(std::uint32_t step, Part part) HARVEST_EXCLUDES(mutex_);
+  void rest(std::uint32_t step) HARVEST_EXCLUDES(mutex_);
   Result<std::span<const ReadyExpert>> all(std::uint32_t step) HARVEST_EXCLUDES(mutex_);
   Status end(std::uint32_t step) HARVEST_EXCLUDES(mutex_);
   Status confirm() HARVEST_EXCLUDES(mutex_);
@@ -120,10 +124,11 @@ class ExpertCache::Impl {
     double probability = 0;
     TimeNs deadline_ns = kNever;
   };
-  /// Pieces of one expert for one lane, from one device.
+  /// Pieces of one expert for one lane, from one device: of its head, or of the rest.
   struct Group {
     std::size_t lane = 0;
     DeviceId source = kHost;
+    bool head = false;
     std::vector<Copy> copies;
     std::vector<Lease> leases;
   };
@@ -141,6 +146,7 @@ class ExpertCache::Impl {
   struct Way {
     std::optional<Wire> wire{};            ///< none: each piece over the one that is done with it first
     std::uint64_t host_from = UINT64_MAX;  ///< what lies from here on in the slot: over the host's
+    bool head_first = false;               ///< no other tensor takes bandwidth from the first ones
   };
   /// Of the work that a step gave to its stream.
   struct End {
@@ -188,8 +194,8 @@ class ExpertCache::Impl {
   void release(Step& step, Entry& entry, const End& end) HARVEST_REQUIRES(mutex_);
   void note_last_use(Slot& slot, StreamId stream, std::uint32_t event) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] bool is_over(const Use& use) const HARVEST_REQUIRES(mutex_);
-  void order_behind_arrival(StreamId stream, Slot& slot) HARVEST_REQUIRES(mutex_);
-  bool deliver(Step& step, Entry& entry, ReadyExpert& answer) HARVEST_REQUIRES(mutex_);
+  void order_behind_arrival(StreamId stream, Slot& slot, Part part = Part::all) HARVEST_REQUIRES(mutex_);
+  bool deliver(Step& step, Entry& entry, Part part, ReadyExpert& answer) HARVEST_REQUIRES(mutex_);
   void count(const Step& step, const ReadyExpert& delivered) HARVEST_REQUIRES(mutex_);
   void watch_arrivals(Step& step, std::span<const Entry> coming) HARVEST_REQUIRES(mutex_);
   void judge_layer(const Step& step) HARVEST_REQUIRES(mutex_);
@@ -214,7 +220,7 @@ class ExpertCache::Impl {
   void load_parts(std::uint32_t slot, const Piece& piece, std::size_t lane_of_peers, const Way& way)
       HARVEST_REQUIRES(mutex_);
   Status submit(std::uint32_t slot, Group& group, Why why) HARVEST_REQUIRES(mutex_);
-  Group& group_for(std::size_t lane, DeviceId source) HARVEST_REQUIRES(mutex_);
+  Group& group_for(std::size_t lane, DeviceId source, bool head) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] TimeNs wire_ns(Wire wire, std::uint64_t bytes) const;
 
   // --- prefetch.cpp
@@ -239,6 +245,7 @@ class ExpertCache::Impl {
   Backend& backend_;
   const ExpertCacheConfig config_;
   std::uint64_t slot_bytes_ = 0;
+  std::uint64_t head_bytes_ = UINT64_MAX;  ///< where in a slot the tensors behind the head begin
   std::uint32_t slot_count_ = 0;
   std::byte* memory_ = nullptr;
   std::array<double, kWires> ns_per_byte_{};
@@ -276,7 +283,9 @@ class ExpertCache::Impl {
   std::uint32_t failed_expert_ HARVEST_GUARDED_BY(mutex_) = kNone;  ///< since the last confirm
 
   // Guesses.
-  std::array<double, kWires> window_ns_ HARVEST_GUARDED_BY(mutex_){3e5, 3e5};
+  /// By whether the step before had to wait: only then the wires rest for less than a whole layer's time.
+  std::array<std::array<double, kWires>, 2> windows_ns_ HARVEST_GUARDED_BY(mutex_){{{3e5, 3e5}, {3e5, 3e5}}};
+  bool waited_ HARVEST_GUARDED_BY(mutex_) = false;  ///< the last step, for experts that were not here
   std::array<bool, kWires> guessed_ HARVEST_GUARDED_BY(mutex_){};  ///< since the last step began
   std::unique_ptr<Predictor> predictor_ HARVEST_GUARDED_BY(mutex_);
   std::vector<Request> requests_ HARVEST_GUARDED_BY(mutex_);      ///< the most likely first

@@ -3,6 +3,7 @@
 
 #include <harvest/peer_cache.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -69,6 +70,13 @@ class Lanes {
   const std::vector<Flight>& settle();
   [[nodiscard]] bool any_under_way() const;
   [[nodiscard]] bool any_under_way(Wire wire) const;
+  /// Whether `is_meant(flight)` of one that is under way.
+  template <typename IsMeant>
+  [[nodiscard]] bool any_under_way(Wire wire, IsMeant is_meant) const {
+    for (std::size_t lane = 0; lane < kLanes; ++lane)
+      if (wire_of(lane) == wire && std::ranges::any_of(lanes_[lane].flights, is_meant)) return true;
+    return false;
+  }
   [[nodiscard]] bool ended(const FlightNumbers& numbers) const;
 
   /// Orders `stream` behind the flights; where the device cannot be told, waits here. Of its own lane a

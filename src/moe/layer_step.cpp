@@ -48,6 +48,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
                          : device.error().message);
   }
   adapt_windows();
+  waited_ = step.here < step.entries.size();
   if (phase == Phase::decode) note_use(step);
   step.open = true;
   step.next = 0;
@@ -58,7 +59,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
     if (entry.slot != kNone) slots_.add_step(entry.slot, layer);
   if (step.here < step.entries.size()) {
     give_slots(step, phase == Phase::prefill);
-    if (predictor_ != nullptr && phase == Phase::decode)
+    if (phase == Phase::decode)
       for (const Entry& entry : step.entries) stats_.absent_needed += entry.brought ? 1 : 0;
     if (step.waiting == 0) {
       close(step);
@@ -230,16 +231,16 @@ void ExpertCache::Impl::watch_arrivals(Step& step, std::span<const Entry> coming
   }
 }
 
-/// And so `confirm` answers for the slot's bytes.
-void ExpertCache::Impl::order_behind_arrival(StreamId stream, Slot& slot) {
+/// And so `confirm` answers for the slot's bytes, all of them.
+void ExpertCache::Impl::order_behind_arrival(StreamId stream, Slot& slot, Part part) {
   slot.delivered = true;
   if (lanes_.ended(slot.flights)) return;
-  lanes_.order(stream, slot.flights);
+  lanes_.order(stream, part == Part::head ? slot.head_flights : slot.flights);
   for (std::size_t lane = 0; lane < kLanes; ++lane)
     delivered_[lane] = std::max(delivered_[lane], slot.flights[lane]);
 }
 
-bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
+bool ExpertCache::Impl::deliver(Step& step, Entry& entry, Part part, ReadyExpert& answer) {
   if (entry.slot == kNone) {
     step.status = fail(ErrorCode::busy, fmt::format("all {} slots are in open steps", slot_count_));
     return false;
@@ -249,8 +250,9 @@ bool ExpertCache::Impl::deliver(Step& step, Entry& entry, ReadyExpert& answer) {
     if (Status status = bring(entry.slot, experts_[entry.expert].pieces, Why::demand, {}); !status)
       step.status = status;
   if (!step.status) return false;
-  if (step.watch != kNone) stalls_.wait(step.watch, step.stream, slot.flights, !step.table.empty());
-  order_behind_arrival(step.stream, slot);
+  const FlightNumbers& awaited = part == Part::head ? slot.head_flights : slot.flights;
+  if (step.watch != kNone) stalls_.wait(step.watch, step.stream, awaited, !step.table.empty());
+  order_behind_arrival(step.stream, slot, part);
   const Tier from = entry.here ? Tier::local : slot.from;
   answer = {experts_[entry.expert].number, entry.slot, memory_ + entry.slot * slot_bytes_, from};
   return true;
@@ -264,16 +266,26 @@ void ExpertCache::Impl::count(const Step& step, const ReadyExpert& delivered) {
         .experts[static_cast<std::size_t>(delivered.from)];
 }
 
-const ReadyExpert* ExpertCache::Impl::next(std::uint32_t number) {
+const ReadyExpert* ExpertCache::Impl::next(std::uint32_t number, Part part) {
   MutexLock lock(mutex_);
   Step& step = steps_[number];
   settle();
   refill(step);
   if (step.next == step.entries.size() || !step.status) return nullptr;
-  if (!deliver(step, step.entries[step.next], step.answer)) return nullptr;
+  if (!deliver(step, step.entries[step.next], part, step.answer)) return nullptr;
   ++step.next;
   count(step, step.answer);
   return &step.answer;
+}
+
+void ExpertCache::Impl::rest(std::uint32_t number) {
+  MutexLock lock(mutex_);
+  Step& step = steps_[number];
+  settle();
+  if (step.next == 0 || step.entries[step.next - 1].released) return;
+  Slot& slot = slots_.at(step.entries[step.next - 1].slot);
+  if (step.watch != kNone) stalls_.wait(step.watch, step.stream, slot.flights, false);
+  order_behind_arrival(step.stream, slot);
 }
 
 Result<std::span<const ReadyExpert>> ExpertCache::Impl::all(std::uint32_t number) {
@@ -293,7 +305,7 @@ Result<std::span<const ReadyExpert>> ExpertCache::Impl::all(std::uint32_t number
   step.table.reserve(step.entries.size());
   for (Entry& entry : step.entries) {
     ReadyExpert ready;
-    if (!deliver(step, entry, ready)) {
+    if (!deliver(step, entry, Part::all, ready)) {
       step.table.clear();
       return tl::unexpected(step.status.error());
     }

@@ -13,8 +13,8 @@ namespace {
 constexpr std::size_t kMostRequests = 4096;
 constexpr double kLeastWindowNs = 1e4;
 constexpr double kMostWindowNs = 1e8;
-constexpr double kTooMany = 0.5;
-constexpr double kTooFew = 1.01;
+constexpr double kTooMany = 0.95;
+constexpr double kTooFew = 1.02;
 constexpr double kUnused = 1.001;
 
 }  // namespace
@@ -91,15 +91,21 @@ double ExpertCache::Impl::value_of_guess(const Expert& expert, double probabilit
                       .frequency = std::max(frequency_of(expert), probability)});
 }
 
-/// A step begins. Guesses that are still on a wire now were too many, since what the step needs waits behind
-/// them; where none are, there was time for more. Where none were made the window opens slowly, for times
-/// that have changed.
+/// A step begins, whose experts are marked. Where a guess that it does not need is still on a wire, guesses
+/// were too many, since what it needs waits behind that; where none is on its way, there was time for more.
+/// Where none were made the window opens slowly, for times that have changed.
 void ExpertCache::Impl::adapt_windows() {
   const TimeNs now = backend_.now_ns();
+  const auto is_wrong = [&](const Flight& flight)
+                            HARVEST_REQUIRES(mutex_) { return experts_[flight.expert].mark != marks_; };
   for (const Wire wire : {Wire::peers, Wire::host}) {
     const auto number = static_cast<std::size_t>(wire);
-    const double change = !guessed_[number] ? kUnused : lanes_.any_under_way(wire) ? kTooMany : kTooFew;
-    window_ns_[number] = std::clamp(window_ns_[number] * change, kLeastWindowNs, kMostWindowNs);
+    const double change = !guessed_[number]                      ? kUnused
+                          : !lanes_.any_under_way(wire)          ? kTooFew
+                          : lanes_.any_under_way(wire, is_wrong) ? kTooMany
+                                                                 : 1;
+    double& window = windows_ns_[waited_ ? 1 : 0][number];
+    window = std::clamp(window * change, kLeastWindowNs, kMostWindowNs);
     guessed_[number] = false;
     demand_until_ns_[number] = std::max(now, demand_until_ns_[number]);
   }
@@ -109,8 +115,8 @@ void ExpertCache::Impl::adapt_windows() {
 std::optional<Wire> ExpertCache::Impl::wire_for_guess(const Piece& piece) const {
   const auto has_time = [&](Wire wire) HARVEST_REQUIRES(mutex_) {
     const auto number = static_cast<std::size_t>(wire);
-    const double window =
-        config_.prefetch_window_ns > 0 ? static_cast<double>(config_.prefetch_window_ns) : window_ns_[number];
+    const double window = config_.prefetch_window_ns > 0 ? static_cast<double>(config_.prefetch_window_ns)
+                                                         : windows_ns_[waited_ ? 1 : 0][number];
     const TimeNs free_from = std::max(backend_.now_ns(), demand_until_ns_[number]);
     const TimeNs done = std::max(busy_until_ns_[number], free_from) + wire_ns(wire, piece.bytes);
     return static_cast<double>(done - free_from) <= window;

@@ -91,6 +91,7 @@ void SlotTable::restart(std::uint32_t slot) {
   fresh.pieces = 0;
   fresh.from = Tier::none;
   fresh.earlier_flights = fresh.flights;
+  fresh.head_flights = {};
   fresh.ready_lanes = 0;
   fresh.broken = fresh.delivered = false;
 }

@@ -53,6 +53,7 @@ struct Slot {
   std::uint32_t steps = 0;          ///< open ones that use it
   Tier from = Tier::none;           ///< the slowest tier that a piece was in
   FlightNumbers flights{};          ///< that write it
+  FlightNumbers head_flights{};     ///< of those, that bring the first tensors
   FlightNumbers earlier_flights{};  ///< that wrote what lay there before
   std::uint8_t ready_lanes = 0;     ///< bit by lane: ordered behind all that went before
   bool broken = false;              ///< a copy into it failed

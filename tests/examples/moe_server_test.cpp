@@ -328,6 +328,29 @@ TEST(WorldTest, ExpertsComeFromAllTiersAndSomeAreGuessed) {
   EXPECT_EQ(outcome->server.redone, 0U);
 }
 
+/// Scores and tokens are what they are without it.
+TEST(WorldTest, ARouterThatIsAskedOneLayerEarlyNamesWhatIsNeeded) {
+  Options options = small_options();
+  options.requests = 20;
+  options.local_bytes = 6 * Model(options.shape, 1).expert_bytes() + 4'096;
+  options.kernel_us = 50;
+  options.predictor = "none";
+  const Model model(options.shape, options.seed);
+  const auto requests = draw_requests(options);
+  const auto serve = [&](bool lookahead) {
+    options.lookahead = lookahead;
+    return World::create(options, model).value()->serve(requests, kSilent);
+  };
+  const auto without = serve(false), with = serve(true);
+  ASSERT_TRUE(without);
+  ASSERT_TRUE(with) << with.error().message;
+  EXPECT_EQ(compare(with->answers, serve_alone(options, model, requests, kSilent), kHow), "");
+  EXPECT_EQ(without->experts.guesses, 0U);
+  EXPECT_GT(without->experts.absent_needed, 0U);
+  EXPECT_GT(2 * with->experts.guesses_used, with->experts.guesses) << "precision";
+  EXPECT_LT(with->experts.absent_needed, without->experts.absent_needed);
+}
+
 TEST(WorldTest, ServesUnderOwnersAndFaultsWhatItServesWithout) {
   Options options = small_options();
   options.bursty_owners = true;

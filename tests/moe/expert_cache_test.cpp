@@ -371,6 +371,56 @@ TEST(ExpertPrefetch, APredictorThatIsRightSavesTheWait) {
   EXPECT_GT(world.experts->stats().guesses_used, 0U);
 }
 
+/// Names one expert of the next layer.
+class Named : public Predictor {
+ public:
+  explicit Named(std::function<std::uint32_t(std::uint32_t layer)> expert) : expert_(std::move(expert)) {}
+  [[nodiscard]] std::string_view name() const override { return "named"; }
+  void observe(std::uint32_t, std::span<const std::uint32_t>) override {}
+  void predict(std::uint32_t layer, std::vector<Guess>& guesses) const override {
+    guesses.push_back({expert_(layer), 0.9});
+  }
+
+ private:
+  std::function<std::uint32_t(std::uint32_t layer)> expert_;
+};
+
+/// How many guesses, of the last 20 of 60 steps, were begun where each step begins as soon as the one before
+/// has what it needs: what was guessed in between is still on its way.
+std::uint64_t guesses_late_in_a_hurry(bool right) {
+  World world({.layers = 2,
+               .experts = 4,
+               .tensors = {{"all", 8ULL << 20}},
+               .slots = 4,
+               .with = [](ExpertCacheConfig& config) { config.piece_bytes = 4ULL << 20; },
+               .with_peers = [](PeerCacheConfig& peers) { peers.peer_budget_bytes = 0; }});
+  std::uint32_t pass = 0;
+  world.experts->set_predictor(std::make_unique<Named>([&](std::uint32_t layer) {
+    const std::uint32_t needed = (pass + (layer == 0 ? 1 : 0)) % 4;
+    return right ? needed : (needed + 2) % 4;
+  }));
+  std::uint64_t before = 0;
+  for (; pass < 30; ++pass) {
+    if (pass == 20) before = world.experts->stats().guesses;
+    for (std::uint32_t layer = 0; layer < 2; ++layer) {
+      auto step = world.experts->begin_layer(layer, Experts{pass % 4}, world.stream);
+      EXPECT_TRUE(step);
+      while (step->next() != nullptr) continue;
+      EXPECT_TRUE(world.experts->end_layer(std::move(*step)));
+      EXPECT_TRUE(world.experts->confirm());
+    }
+  }
+  return world.experts->stats().guesses - before;
+}
+
+TEST(ExpertPrefetch, ARightGuessThatIsStillOnItsWayIsNotOneTooMany) {
+  EXPECT_GE(guesses_late_in_a_hurry(true), 15U);
+}
+
+TEST(ExpertPrefetch, WrongGuessesThatStepsWaitBehindBecomeFew) {
+  EXPECT_LE(guesses_late_in_a_hurry(false), 5U);
+}
+
 // --- wrong calls ----------------------------------------------------------------------------------------
 
 TEST(ExpertCacheErrors, NameTheValueAndTheLimit) {
@@ -401,6 +451,7 @@ TEST(ExpertCacheErrors, NameTheValueAndTheLimit) {
   EXPECT_THAT(refused([](auto& c) { c.predictor = "oracle"; }),
               AllOf(HasSubstr("'oracle'"), HasSubstr("none, next_layer, sequence")));
   EXPECT_THAT(refused([](auto& c) { c.prefetch_probability = -1; }), HasSubstr("prefetch_probability is -1"));
+  EXPECT_THAT(refused([](auto& c) { c.head_tensors = 4; }), HasSubstr("head_tensors is 4, an expert has 3"));
   EXPECT_THAT(refused([](auto& c) { c.prefetch_layers = 5; }), HasSubstr("prefetch_layers is 5"));
   EXPECT_THAT(refused([](auto& c) { c.model.top_k = 9; }), HasSubstr("top_k is 9"));
   EXPECT_THAT(refused([](auto& c) { c.model.tensors.clear(); }), HasSubstr("tensors is empty"));

@@ -99,8 +99,9 @@ void ExpertLife::take_delivery(OpenStep& open, const ReadyExpert& ready) {
 }
 
 bool ExpertLife::take_next(OpenStep& open) {
-  const ReadyExpert* const ready = open.step.next();
+  const ReadyExpert* const ready = open.step.next_head();
   if (ready != nullptr) {
+    open.step.rest();
     take_delivery(open, *ready);
     return true;
   }

@@ -84,6 +84,7 @@ ExpertCacheConfig draw_experts(Random& random, const ModelDescription& model, st
   config.predictor = one_of(random, predictor_names());
   config.prefetch_probability = static_cast<double>(random.between(0, 4)) * 0.2;
   config.prefetch_layers = static_cast<std::uint32_t>(random.between(1, model.layers));
+  config.head_tensors = config.prefetch_layers % (static_cast<std::uint32_t>(model.tensors.size()) + 1);
   config.prefetch_window_ns = std::array<TimeNs, 3>{0, 20'000, 1'000'000}[random.below(3)];
   config.rebalance_bytes_per_s = std::array<std::uint64_t, 3>{0, 16 * kMiB, 8ULL << 30}[random.below(3)];
   return config;

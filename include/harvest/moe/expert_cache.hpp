@@ -61,8 +61,12 @@ struct ExpertCacheConfig {
   /// Of the consumer's memory for slots, of `ModelDescription::slot_bytes` each; at least two.
   std::uint64_t local_budget_bytes = 0;
   /// On peers an expert lies in pieces of at most this, which several copies bring at once. 0: an eighth of
-  /// an expert, from 4 to 32 MiB; `config()` tells.
+  /// an expert, from 4 to 16 MiB; `config()` tells.
   std::uint64_t piece_bytes = 0;
+  /// How many of an expert's tensors, from the first, `LayerStep::next_head` waits for: those of its first
+  /// kernel. They travel apart from the others, at the price of an event more for each stream of copies.
+  /// 0: all of them.
+  std::uint32_t head_tensors = 0;
   /// Upper half of all keys; two caches on one PeerCache differ here.
   std::uint64_t key_space = 0x4578'7065'7274'0000;
 
@@ -72,8 +76,8 @@ struct ExpertCacheConfig {
   double prefetch_probability = 0.5;  ///< guesses below are not followed
   std::uint32_t prefetch_layers = 1;  ///< how far ahead guesses are asked for
   /// How long a wire may be busy with guesses that no step waits for, and so for how long a wrong one may
-  /// hold up the next step. 0: for so long that hardly any guess was still on its way when a step began
-  /// lately.
+  /// hold up the next step. 0: for so long that wrong guesses were seldom still on their way when a step
+  /// began lately.
   TimeNs prefetch_window_ns = 0;
 
   /// What the rebalancer may move to peers; 0: nothing moves by itself.
@@ -109,6 +113,13 @@ class LayerStep {
   /// All work that reads the expert before must have been given to the stream: where a step has more experts
   /// than there are slots, that one's slot is refilled behind it. The answer is good until the next call.
   const ReadyExpert* next();
+
+  /// As `next`, for experts that are computed by more than one kernel: work given to the stream from now on
+  /// runs when the first `head_tensors` tensors are there, and what is given behind `rest` when all are. So
+  /// the first kernel of the expert that comes last runs while the others' tensors are on their way.
+  const ReadyExpert* next_head();
+  /// Orders the stream behind the other tensors of the expert that `next_head` answered last.
+  void rest();
 
   /// All of them, for a kernel that takes a table; instead of `next`. Orders the stream behind the last
   /// arrival. Errors: out_of_memory (more experts than slots; `next` can still be called), invalid_argument

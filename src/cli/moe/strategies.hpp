@@ -33,7 +33,8 @@ struct MoeRun {
   double context = 1024;              ///< tokens that a sequence looks back on
   std::uint64_t warm_up = 64;         ///< steps that are not counted
   std::uint64_t steps = 64;
-  std::string predictor;
+  std::string predictor;   ///< one of `moe::predictor_names()`, or `kGateAhead`
+  double gate_recall = 0;  ///< of `kGateAhead`
   std::string eviction;
   OwnerActivity activity = OwnerActivity::none;
   std::uint64_t seed = 1;
