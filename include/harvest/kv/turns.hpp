@@ -9,9 +9,9 @@
 #include <vector>
 
 /// Fair decoding: more sequences than the GPU has room for take turns. Who has had its turn leaves for who
-/// waits longest; its keys and values wait elsewhere, on a peer for example, and are brought back while
-/// others compute. Nothing here moves a byte or knows a GPU: an engine tells what happened, and is told what
-/// to do.
+/// waits longest; its keys and values wait elsewhere, on a peer for example (in a `BlockCache` with
+/// `Backing::spill`, which evicts none of them), and are brought back while others compute. Nothing here
+/// moves a byte or knows a GPU: an engine tells what happened, and is told what to do.
 ///
 ///     auto turns = *kv::Turns::create({.room_tokens = 500'000, .quantum_tokens = 64});
 ///     turns.add(request, prompt_tokens);
