@@ -5,8 +5,10 @@
 #include <harvest/status.hpp>
 #include <harvest/types.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <span>
 #include <utility>
 #include <vector>
@@ -37,14 +39,16 @@ class CachedExperts : public transformer::Experts {
   }
 
   [[nodiscard]] bool looks_ahead() const override { return looks_ahead_; }
-  /// Fetched while this layer computes, until its turn comes.
-  Status expect(std::uint32_t layer, std::span<const transformer::Choice> likely) override {
+  /// Fetched while this layer computes, until its turn comes. A hint: what is refused comes when it is
+  /// needed.
+  void expect(std::uint32_t layer, std::span<const transformer::Choice> likely) override {
+    std::map<std::uint32_t, double> most_likely;
     for (const transformer::Choice& choice : likely) {
-      const auto asked = cache_.prefetch(layer, {&choice.expert, 1}, choice.weight);
-      if (!asked) return tl::unexpected(asked.error());
-      expected_.push_back(*asked);
+      double& probability = most_likely[choice.expert];
+      probability = std::max<double>(probability, choice.weight);
     }
-    return {};
+    for (const auto& [expert, probability] : most_likely)
+      if (const auto asked = cache_.prefetch(layer, {&expert, 1}, probability)) expected_.push_back(*asked);
   }
 
   Status confirm() override { return cache_.confirm(); }

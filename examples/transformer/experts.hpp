@@ -31,7 +31,7 @@ class Experts {
   /// Whether it wants to be told one layer early.
   [[nodiscard]] virtual bool looks_ahead() const { return false; }
   /// What `run` of the next layer will probably be asked for, behind `run` of the one before.
-  virtual Status expect(std::uint32_t /*layer*/, std::span<const Choice> /*likely*/) { return {}; }
+  virtual void expect(std::uint32_t /*layer*/, std::span<const Choice> /*likely*/) {}
 
   /// Whether all weights were right since the last call; to be asked before results are shown.
   virtual Status confirm() = 0;

@@ -11,6 +11,7 @@
 namespace harvest::kv {
 namespace {
 
+constexpr std::uint32_t kMostNewInARow = 8;            // as turns.hpp says
 constexpr std::uint64_t kMostRoomTokens = 1ULL << 48;  // sums with a turn and a page do not overflow
 
 }  // namespace
@@ -65,28 +66,30 @@ bool Turns::grant(Sequence& sequence, std::uint64_t tokens) {
 
 const std::vector<Turns::Move>& Turns::decide() {
   moves_.clear();
-  const bool stuck = grant_more();
+  const std::optional<Id> stuck = grant_more();
   bring_first();
   if (config_.take_turns) {
     make_room();
     // Who leaves does not run any more, and there may have been room for one more, but not a place.
     bring_first();
   }
-  // The room is used up by those who run: one has to go for the others, and the last that came lost least.
-  if (stuck && leaving_ == 0 && coming_ == 0 && running_.size() > 1) leave(running_.back());
+  // The room is used up by those who run: one has to go for the others. Of turns, one that has had its; else
+  // the last that came, which lost least.
+  if (stuck && leaving_ == 0 && coming_ == 0 && running_.size() > 1)
+    leave(config_.take_turns ? *stuck : running_.back());
   return moves_;
 }
 
 /// Who has generated all that there was room for. While others wait it gets one page at a time: it leaves
-/// soon, and what it takes is theirs. Answers whether somebody got nothing.
-bool Turns::grant_more() {
+/// soon, and what it takes is theirs. Answers the last that got nothing, if any did.
+std::optional<Turns::Id> Turns::grant_more() {
   const bool wanted = config_.take_turns && waiting() > 0;
-  bool stuck = false;
+  std::optional<Id> stuck;
   for (const Id id : running_) {
     Sequence& sequence = sequences_.at(id);
     if (sequence.tokens < sequence.granted) continue;
     const bool turn = !wanted && grant(sequence, sequence.granted + config_.quantum_tokens);
-    if (!turn && !grant(sequence, sequence.granted + config_.page_tokens)) stuck = true;
+    if (!turn && !grant(sequence, sequence.granted + config_.page_tokens)) stuck = id;
     if (!wanted) sequence.turn_end = sequence.granted;
   }
   return stuck;
@@ -98,9 +101,8 @@ std::list<Turns::Id>::iterator* Turns::next_in_line(std::list<Id>::iterator& fre
   const bool any_fresh = fresh_may && fresh != fresh_.end();
   if (back == back_.end()) return any_fresh ? &fresh : nullptr;
   if (!any_fresh) return &back;
-  const bool first =
-      config_.new_first || sequences_.at(*fresh).waits_since < sequences_.at(*back).waits_since;
-  return first ? &fresh : &back;
+  if (config_.take_turns && config_.new_first) return new_in_a_row_ < kMostNewInARow ? &fresh : &back;
+  return sequences_.at(*fresh).waits_since < sequences_.at(*back).waits_since ? &fresh : &back;
 }
 
 void Turns::bring_first() {
@@ -108,12 +110,14 @@ void Turns::bring_first() {
     auto fresh = fresh_.begin();
     auto back = back_.begin();
     // Who left for one that comes back left its room to that one.
-    const auto* next = next_in_line(fresh, back, away_ <= config_.away_tokens);
+    const auto* next = next_in_line(fresh, back, new_may_come());
     if (next == nullptr) return;
     const Id id = **next;
     Sequence& sequence = sequences_.at(id);
     if (!grant(sequence, sequence.tokens + config_.quantum_tokens)) return;
-    (next == &fresh ? fresh_ : back_).erase(*next);
+    const bool is_new = next == &fresh;
+    new_in_a_row_ = is_new ? new_in_a_row_ + 1 : 0;
+    (is_new ? fresh_ : back_).erase(*next);
     sequence.state = State::coming;
     sequence.turn_end = sequence.granted;
     away_ -= std::exchange(sequence.away, 0);
@@ -127,7 +131,7 @@ void Turns::make_room() {
   std::uint64_t wanted = 0;
   std::uint64_t coming_back = 0;
   std::uint32_t heads = 0;
-  bool fresh_may = away_ <= config_.away_tokens;
+  bool fresh_may = new_may_come();
   auto fresh = fresh_.begin();
   auto back = back_.begin();
   while (auto* const next = next_in_line(fresh, back, fresh_may)) {
@@ -194,6 +198,7 @@ void Turns::left(Id id) {
   HARVEST_ASSERT(sequence.state == State::leaving, "left, and was not to leave");
   free_room(sequence);
   sequence.state = State::waiting;
+  sequence.has_run = true;
   sequence.waits_since = config_.take_turns ? clock_++ : 0;
   sequence.place = back_.insert(config_.take_turns ? back_.end() : back_.begin(), id);
 }
@@ -208,7 +213,7 @@ void Turns::ran(Id id, std::uint64_t tokens) {
 void Turns::finish(Id id) {
   Sequence& sequence = sequences_.at(id);
   switch (sequence.state) {
-    case State::waiting: (sequence.away > 0 ? back_ : fresh_).erase(sequence.place); break;
+    case State::waiting: (sequence.has_run ? back_ : fresh_).erase(sequence.place); break;
     case State::running: std::erase(running_, id); break;
     case State::coming: --coming_; break;
     case State::leaving: break;  // counted by its room

@@ -231,6 +231,7 @@ Status ExpertCache::Impl::submit(std::uint32_t number, Group& group, Why why) {
   flight.content = slot.content;
   flight.expert = slot.expert;
   flight.source = group.source;
+  flight.guessed = why == Why::guess;
   if (const std::uint64_t departed = lanes_.depart(group.lane, flight, group.leases); departed != 0) {
     slot.flights[group.lane] = departed;
     if (group.head) slot.head_flights[group.lane] = departed;
@@ -274,9 +275,12 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
     load_parts(number, all[i], spread.lane_of(nth), way);
   Status status;
   for (Group& group : std::span(groups_).first(groups_used_)) {
-    // Lanes share their wire.
-    if (way.head_first && !group.head && Lanes::wire_of(group.lane) == Wire::peers)
-      lanes_.order(lanes_.stream(group.lane), slot.head_flights, group.lane);
+    if (way.head_first && !group.head && Lanes::wire_of(group.lane) == Wire::peers) {
+      // Of the peers' lanes, which share a wire; the host's is another.
+      FlightNumbers heads = slot.head_flights;
+      heads[Lanes::host_lane()] = 0;
+      lanes_.order(lanes_.stream(group.lane), heads, group.lane);
+    }
     if (Status given = submit(number, group, why); !given) status = given;
   }
   slot.pieces = pieces;

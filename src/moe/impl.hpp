@@ -230,7 +230,7 @@ class ExpertCache::Impl {
   bool follow(const Request& request) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] double value_of_guess(const Expert& expert, double probability) const
       HARVEST_REQUIRES(mutex_);
-  void adapt_windows() HARVEST_REQUIRES(mutex_);
+  void adapt_windows(std::uint32_t layer) HARVEST_REQUIRES(mutex_);
   [[nodiscard]] std::optional<Wire> wire_for_guess(const Piece& piece) const HARVEST_REQUIRES(mutex_);
 
   // --- rebalance.cpp

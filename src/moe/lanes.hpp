@@ -27,6 +27,7 @@ struct Flight {
   std::uint64_t content = 0;  ///< which of the slot's contents this is a part of
   std::uint32_t expert = 0;
   DeviceId source = kHost;
+  bool guessed = false;  ///< nobody had asked for it
 };
 
 /// Numbers of flights, the last of each lane; 0: none.

@@ -47,7 +47,7 @@ Result<std::uint32_t> ExpertCache::Impl::begin(std::uint32_t layer, std::span<co
                                        static_cast<std::uint32_t>(stream), *device, cache_.config().consumer)
                          : device.error().message);
   }
-  adapt_windows();
+  adapt_windows(layer);
   waited_ = step.here < step.entries.size();
   if (phase == Phase::decode) note_use(step);
   step.open = true;

@@ -91,13 +91,15 @@ double ExpertCache::Impl::value_of_guess(const Expert& expert, double probabilit
                       .frequency = std::max(frequency_of(expert), probability)});
 }
 
-/// A step begins, whose experts are marked. Where a guess that it does not need is still on a wire, guesses
-/// were too many, since what it needs waits behind that; where none is on its way, there was time for more.
-/// Where none were made the window opens slowly, for times that have changed.
-void ExpertCache::Impl::adapt_windows() {
+/// A step begins, whose experts are marked. Where a guess for its layer that it does not need is still on a
+/// wire, guesses were too many, since what it needs waits behind that; where none is on its way, there was
+/// time for more. Where none were made the window opens slowly, for times that have changed.
+void ExpertCache::Impl::adapt_windows(std::uint32_t layer) {
   const TimeNs now = backend_.now_ns();
-  const auto is_wrong = [&](const Flight& flight)
-                            HARVEST_REQUIRES(mutex_) { return experts_[flight.expert].mark != marks_; };
+  const auto is_wrong = [&](const Flight& flight) HARVEST_REQUIRES(mutex_) {
+    const Expert& expert = experts_[flight.expert];
+    return flight.guessed && expert.layer == layer && expert.mark != marks_;
+  };
   for (const Wire wire : {Wire::peers, Wire::host}) {
     const auto number = static_cast<std::size_t>(wire);
     const double change = !guessed_[number]                      ? kUnused

@@ -150,6 +150,53 @@ TEST(Turns, NobodyStandsStillForWantOfRoomElsewhere) {
   EXPECT_THAT(brought(turns), ElementsAre(2)) << "3 would add to what is elsewhere";
 }
 
+TEST(Turns, OneComesBackBehindEightNewOnes) {
+  Turns turns = make({.room_tokens = 30, .quantum_tokens = 10, .new_first = true});
+  ASSERT_TRUE(turns.add(1, 10));
+  ASSERT_THAT(brought(turns), ElementsAre(1));
+  Id running = 1;
+  std::vector<Id> order;
+  for (Id next = 2; next < 14; ++next) {
+    ASSERT_TRUE(turns.add(next, 10));
+    turns.came(running);
+    turns.ran(running, 10);
+    ASSERT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(running));
+    turns.left(running);
+    const auto came = brought(turns);
+    ASSERT_EQ(came.size(), 1U);
+    order.push_back(running = came.front());
+  }
+  EXPECT_THAT(order, ElementsAre(2, 3, 4, 5, 6, 7, 8, 1, 9, 10, 11, 12)) << "1 was the first of eight";
+}
+
+TEST(Turns, NewFirstMeansNothingWithoutTurns) {
+  Turns turns = make({.room_tokens = 40, .quantum_tokens = 10, .new_first = true, .take_turns = false});
+  for (const Id id : {1, 2}) ASSERT_TRUE(turns.add(id, 10));
+  EXPECT_THAT(brought(turns), ElementsAre(1, 2));
+  for (const Id id : {1, 2}) turns.came(id);
+  turns.ran(1, 10);
+  ASSERT_TRUE(turns.add(3, 1));
+  EXPECT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(2));
+  turns.left(2);
+  turns.finish(1);
+  EXPECT_THAT(brought(turns), ElementsAre(2, 3));
+}
+
+/// Nothing of it is elsewhere, and it is in the line of those that come back all the same.
+TEST(Turns, WhoLeavesWithoutATokenMayFinish) {
+  Turns turns = make({.room_tokens = 20, .quantum_tokens = 10, .take_turns = false});
+  for (const Id id : {1, 2}) ASSERT_TRUE(turns.add(id, 0));
+  EXPECT_THAT(brought(turns), ElementsAre(1, 2));
+  for (const Id id : {1, 2}) turns.came(id);
+  turns.ran(1, 10);
+  EXPECT_THAT(ids(turns.decide(), Turns::Move::Kind::leave), ElementsAre(2));
+  turns.left(2);
+  turns.finish(2);
+  EXPECT_EQ(turns.waiting(), 0U);
+  ASSERT_TRUE(turns.add(3, 1));
+  EXPECT_EQ(turns.waiting(), 1U);
+}
+
 TEST(Turns, RefusesWhatCannotBeMeant) {
   EXPECT_THAT(Turns::create({}).error().message, HasSubstr("room_tokens is 0"));
   EXPECT_THAT(Turns::create({.room_tokens = 10, .quantum_tokens = 11}).error().message,
@@ -220,9 +267,15 @@ class Life {
       EXPECT_EQ(move.tokens, known.tokens);
       if (move.kind == Turns::Move::Kind::bring) {
         for (const auto& [id, other] : known_)
-          if (id != move.id && !other.on_gpu && config_.take_turns && !may_overtake(known, other)) {
-            EXPECT_LT(known.waits_since, other.waits_since) << "somebody was overtaken";
+          if (id != move.id && !other.on_gpu) {
+            if (!config_.take_turns)
+              EXPECT_TRUE(known.has_run || !other.has_run) << "who had to leave is first in line";
+            else if (!may_overtake(known, other))
+              EXPECT_LT(known.waits_since, other.waits_since) << "somebody was overtaken";
+            else
+              EXPECT_TRUE(known.has_run || !other.has_run || new_in_a_row_ < 8) << "nobody comes back";
           }
+        new_in_a_row_ = known.has_run ? 0 : new_in_a_row_ + 1;
         known.on_gpu = true;
         known.turn_end = known.tokens + config_.quantum_tokens;
         coming_.push_back(move.id);
@@ -243,12 +296,13 @@ class Life {
   /// New ones go first, if they are to; and wait when there is no more room elsewhere for whom they replace.
   [[nodiscard]] bool may_overtake(const Known& one, const Known& other) const {
     if (one.has_run == other.has_run) return false;
-    return one.has_run ? config_.away_tokens != UINT64_MAX : config_.new_first;
+    return config_.new_first || (one.has_run && config_.away_tokens != UINT64_MAX);
   }
 
   [[nodiscard]] const Known* next_in_line() const {
+    const bool new_ones_first = new_in_a_row_ < 8;
     const auto rank = [&](const Known& known) {
-      return std::pair(config_.new_first && known.has_run, known.waits_since);
+      return std::pair(config_.new_first && known.has_run == new_ones_first, known.waits_since);
     };
     const bool new_ones_may = turns_->away_tokens() <= config_.away_tokens;
     const Known* first = nullptr;
@@ -333,6 +387,7 @@ class Life {
   std::uint64_t added_ = 0;
   std::uint64_t finished_ = 0;
   std::uint64_t clock_ = 0;
+  int new_in_a_row_ = 0;
   int idle_ = 0;
 };
 

@@ -210,7 +210,8 @@ class BlockCache {
   /// invalid_argument (the stream), not_supported (it is being captured).
   Status order_behind_stores(std::span<const std::uint32_t> pages, StreamId stream);
 
-  /// How many of these are under way: their pages are still to be read, or they are not found yet.
+  /// Of how many of these a store has not ended: their pages may still be read, and lookups do not find them
+  /// yet.
   [[nodiscard]] std::size_t storing(std::span<const Key> keys) const;
 
   /// Forgets a block. Loads of it that are under way go on. Errors: not_found.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <list>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -35,8 +36,8 @@ struct TurnsConfig {
   /// Of sequences that have left and wait to come back, in whole pages: what is kept for them elsewhere. When
   /// it is used up, who has had its turn leaves only for one that comes back, and new ones wait.
   std::uint64_t away_tokens = UINT64_MAX;
-  /// Who never ran goes before those that come back: first tokens come sooner, and others later. Those that
-  /// come back still do: `away_tokens` limits how many can be overtaken.
+  /// Who never ran goes before those that come back, of whom one goes behind eight new ones at the latest:
+  /// first tokens come sooner, and others later.
   bool new_first = false;
   /// False: who runs leaves for nobody, until it is done. What a server does that knows no turns.
   bool take_turns = true;
@@ -50,8 +51,10 @@ struct TurnsConfig {
 /// - room: the tokens of those that come, run and leave, each with what it may still generate and in whole
 ///   pages, never exceed `room_tokens`;
 /// - fairness: who waits is brought in the order in which they began to wait, so that no other comes twice
-///   while one waits. Who has had its turn leaves when its room is wanted, the one that came first at first;
-/// - what is kept elsewhere: as `away_tokens` says, but for one that has no room for its next token;
+///   while one waits, but for what `away_tokens` and `new_first` say. Who has had its turn leaves when its
+///   room is wanted, the one that came first at first;
+/// - what is kept elsewhere is within `away_tokens`, but for those that are just changing places, and for one
+///   that leaves as it has no room for its next token and nobody else can go;
 /// - work: nobody leaves whose room nobody wants, whoever is first in line is brought as soon as there is
 ///   room, and who has had its turn runs on until it is told to leave, as long as there is room for that.
 /// Without turns who runs leaves only if the room is used up: the last that came, and it is first in line.
@@ -110,15 +113,17 @@ class Turns {
     std::uint64_t turn_end = 0;       ///< tokens at which its turn is over
     std::uint64_t away = 0;           ///< of `away_`, until it is brought back
     std::uint64_t waits_since = 0;    ///< earlier ones are smaller
+    bool has_run = false;             ///< so that it waits to come back
     std::list<Id>::iterator place{};  ///< in its line
   };
 
   explicit Turns(const TurnsConfig& config) : config_(config) {}
   [[nodiscard]] std::uint64_t room_for(std::uint64_t tokens) const;
   [[nodiscard]] bool grant(Sequence& sequence, std::uint64_t tokens);
-  [[nodiscard]] bool grant_more();
+  [[nodiscard]] std::optional<Id> grant_more();
   void bring_first();
   void make_room();
+  [[nodiscard]] bool new_may_come() const { return !config_.take_turns || away_ <= config_.away_tokens; }
   [[nodiscard]] std::list<Id>::iterator* next_in_line(std::list<Id>::iterator& fresh,
                                                       std::list<Id>::iterator& back, bool fresh_may);
   [[nodiscard]] bool leave_first(std::uint64_t coming_back);
@@ -137,6 +142,7 @@ class Turns {
   std::uint64_t clock_ = 1;
   std::uint32_t coming_ = 0;
   std::uint32_t leaving_ = 0;
+  std::uint32_t new_in_a_row_ = 0;  ///< brought
 };
 
 }  // namespace harvest::kv

@@ -118,7 +118,8 @@ class LayerStep {
   /// runs when the first `head_tensors` tensors are there, and what is given behind `rest` when all are. So
   /// the first kernel of the expert that comes last runs while the others' tensors are on their way.
   const ReadyExpert* next_head();
-  /// Orders the stream behind the other tensors of the expert that `next_head` answered last.
+  /// Orders the stream behind the other tensors of the expert that `next_head` answered last; to be called
+  /// before work that reads them is given, and before the next expert is asked for.
   void rest();
 
   /// All of them, for a kernel that takes a table; instead of `next`. Orders the stream behind the last

@@ -116,7 +116,9 @@ Status Server::come_back(Sequence& sequence) {
   take_pages(sequence);
   sequence.computed = std::min(match.blocks * run_.block_tokens, tokens);
   sequence.named = std::min(match.blocks, sequence.keys.size());
-  prefilling_.insert(prefilling_.begin(), &sequence);
+  figures_.parked_lost += sequence.parked.size() - match.blocks;
+  const auto new_ones = std::ranges::find(prefilling_, 0U, &Sequence::times_left);
+  prefilling_.insert(new_ones, &sequence);
   if (match.blocks == 0) {
     unpark(sequence);
     return {};

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "base/key_hash.hpp"
+
 namespace harvest::cli {
 namespace {
 
@@ -17,7 +19,7 @@ constexpr std::uint64_t kParkedSpace = 1;
 
 /// What the bytes of a block are known by: never 0, never that of a fill.
 std::uint64_t tag_of(const Key& key) {
-  return ((key.low ^ key.high << 24) * 0x9E37'79B9'7F4A'7C15ULL) >> 16 | 1ULL << 48;
+  return KeyHash{}(key) >> 16 | 1ULL << 48;
 }
 
 PeerCacheConfig cache_config(const ServeRun& run, bool with_peers) {
@@ -82,7 +84,7 @@ Result<std::unique_ptr<LowerTiers>> LowerTiers::create(SimulatedBackend& backend
   auto blocks = kv::BlockCache::create(*tiers->cache_, std::move(*block));
   if (!blocks) return tl::unexpected(blocks.error());
   tiers->blocks_ = std::move(*blocks);
-  if (run.take_turns) {
+  if (run.takes_turns(strategy)) {
     kv::BlockCacheConfig parking = tiers->blocks_->config();
     parking.key_space ^= kParkedSpace;
     parking.backing = Backing::spill;

@@ -52,6 +52,7 @@ Json to_json(const ServeFigures& figures) {
           {"output_tokens", figures.output_tokens},
           {"computed_tokens", figures.computed_tokens},
           {"left", figures.left},
+          {"parked_lost", figures.parked_lost},
           {"bytes_from",
            {{"peer", figures.bytes_from[static_cast<std::size_t>(Tier::peer)]},
             {"host", figures.bytes_from[static_cast<std::size_t>(Tier::host)]}}},

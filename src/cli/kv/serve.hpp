@@ -48,17 +48,20 @@ struct ServeRun : KvPlace {
   std::uint32_t chunk_tokens = 2048;                ///< computed in one pass, next tokens included
   std::uint32_t block_tokens = kServedBlockTokens;  ///< of a page, which is a block
   std::uint32_t most_running = 256;                 ///< sequences at a time
-  /// Of a turn, where sequences take turns; else what a sequence needs room for to come in.
-  std::uint32_t quantum_tokens = 64;
-  bool take_turns = false;         ///< `host` and `harvest` do
-  bool new_first = false;          ///< `kv::TurnsConfig::new_first`
-  std::uint32_t layer_groups = 4;  ///< that are loaded, and waited for, one by one
-  TimeNs ttft_limit_ns = 0;        ///< a request is good if its first token comes within this
-  TimeNs tbt_limit_ns = 0;         ///< and the others, on average, within this of each other
+  std::uint32_t quantum_tokens = 64;                ///< of a turn
+  bool take_turns = false;                          ///< `host` and `harvest` do
+  bool new_first = false;                           ///< `kv::TurnsConfig::new_first`
+  std::uint32_t layer_groups = 4;                   ///< that are loaded, and waited for, one by one
+  TimeNs ttft_limit_ns = 0;  ///< a request is good if its first token comes within this
+  TimeNs tbt_limit_ns = 0;   ///< and the others, on average, within this of each other
   OwnerActivity activity = OwnerActivity::none;
   std::uint64_t seed = 1;
 
   [[nodiscard]] std::uint64_t block_bytes() const { return block_tokens * rank.kv_bytes_per_token(); }
+  /// Coming back from naive copies would take longer than a turn.
+  [[nodiscard]] bool takes_turns(ServeStrategy strategy) const {
+    return take_turns && (strategy == ServeStrategy::host || strategy == ServeStrategy::harvest);
+  }
 };
 
 struct Percentiles {
@@ -84,6 +87,7 @@ struct ServeFigures {
   std::uint64_t lost = 0;         ///< of `recomputed`: did not come, though a lookup had found them
   std::uint64_t wrong_bytes = 0;  ///< of blocks whose content is not theirs; a block counts whole
   std::uint64_t left = 0;         ///< how often a sequence left the GPU before it was done
+  std::uint64_t parked_lost = 0;  ///< blocks of those that took turns, gone when they came back
   std::array<std::uint64_t, kTiers> bytes_from{};
   double exposed_stall_fraction = 0;  ///< of the time of all passes, the GPU waited for blocks
   TimeNs duration_ns = 0;

@@ -4,14 +4,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <utility>
+
+#include "base/assert.hpp"
 
 /// Passes over the model: what is in them, how long they take, and what follows from them.
 namespace harvest::cli {
 namespace {
 
+/// Of what peers lend, for sequences that wait for their turn: nearly all, as copies of what the host has
+/// make room. Of host memory, where it is all that there is: no more, so that most prefixes stay.
 constexpr double kPeersShare = .95;
-constexpr double kHostShare = .3;
+constexpr double kHostShare = .5;
+/// Without turns: what a sequence needs room for to come in.
+constexpr std::uint32_t kTokensAhead = 64;
 constexpr double kAtOnce = 1e15;  // bytes a second
 
 /// A server pins its host memory before it serves. For the bound the GPU has the memory of its peers too, and
@@ -55,7 +60,7 @@ Status Server::prepare() {
   if (strategy_ == ServeStrategy::bound) bytes += run_.peer_bytes * run_.peers.size();
   const auto pages = static_cast<std::uint32_t>(bytes / run_.block_bytes());
   for (const ServedRequest& request : run_.requests) {
-    const std::uint64_t most = pages_for(request.input_tokens + request.output_tokens + run_.quantum_tokens);
+    const std::uint64_t most = pages_for(request.input_tokens + request.output_tokens + quantum_tokens());
     if (most > pages)
       return fail(ErrorCode::invalid_argument,
                   fmt::format("a request of {} tokens and {} more needs {} blocks of {}; local memory of {} "
@@ -65,7 +70,7 @@ Status Server::prepare() {
   }
   pages_.emplace(pages);
   auto turns = kv::Turns::create({.room_tokens = std::uint64_t{pages} * run_.block_tokens,
-                                  .quantum_tokens = run_.quantum_tokens,
+                                  .quantum_tokens = quantum_tokens(),
                                   .page_tokens = run_.block_tokens,
                                   .most_running = run_.most_running,
                                   .away_tokens = away_tokens(),
@@ -84,13 +89,16 @@ Status Server::prepare() {
   return {};
 }
 
-/// What waits for its turn may take so much: nearly all of the peers, where copies of what the host has make
-/// room; of the host, a part of what prefixes have.
+/// Sequences that wait for their turn get as much over the host as over peers, as far as it has that.
 std::uint64_t Server::away_tokens() const {
-  const double bytes = strategy_ == ServeStrategy::harvest
-                           ? kPeersShare * static_cast<double>(run_.peer_bytes * run_.peers.size())
-                           : kHostShare * static_cast<double>(run_.host_bytes);
+  double bytes = kPeersShare * static_cast<double>(run_.peer_bytes * run_.peers.size());
+  if (strategy_ == ServeStrategy::host)
+    bytes = std::min(bytes, kHostShare * static_cast<double>(run_.host_bytes));
   return static_cast<std::uint64_t>(bytes / static_cast<double>(run_.rank.kv_bytes_per_token()));
+}
+
+std::uint32_t Server::quantum_tokens() const {
+  return takes_turns() ? run_.quantum_tokens : kTokensAhead;
 }
 
 Status Server::serve(Progress& progress) {
@@ -230,6 +238,7 @@ bool Server::finish_load(Sequence& sequence) {
 /// values are written to it again.
 void Server::forget_from(Sequence& sequence, std::size_t first) {
   const std::size_t end = sequence.computed / run_.block_tokens;
+  if (sequence.times_left > 0 && end > first) figures_.parked_lost += end - first;
   for (std::size_t block = first; block < end && sequence.times_left == 0; ++block) {
     const auto loaded = std::ranges::find(sequence.loading, block, &Sequence::Loading::block);
     const Tier tier = loaded == sequence.loading.end() ? Tier::local : loaded->tier;
@@ -290,6 +299,7 @@ void Server::finish_served() {
 /// Until the next request, or a part of that while somebody leaves.
 void Server::idle() {
   const bool expected = next_arrival_ < run_.requests.size();
+  HARVEST_ASSERT(expected || !leaving_.empty(), "nobody is served, and nobody comes");
   const TimeNs until = expected ? begin_ns_ + run_.requests[next_arrival_].arrival_ns : kNever;
   do {
     backend_->sleep_until(lower_ ? std::min(until, next_poll_ns_) : until);

@@ -95,10 +95,8 @@ class Server {
   void idle();
   void poll();
   [[nodiscard]] std::uint64_t away_tokens() const;
-  /// With naive copies it would take longer to come back than turns last.
-  [[nodiscard]] bool takes_turns() const {
-    return run_.take_turns && (strategy_ == ServeStrategy::host || strategy_ == ServeStrategy::harvest);
-  }
+  [[nodiscard]] bool takes_turns() const { return run_.takes_turns(strategy_); }
+  [[nodiscard]] std::uint32_t quantum_tokens() const;
   [[nodiscard]] bool waits_for_all() const { return strategy_ == ServeStrategy::peer_host; }
 
   const ServeRun& run_;

@@ -49,7 +49,11 @@ PeerCacheConfig peer_config(const MoeRun& run, bool with_peers) {
 /// Steps through a cache of experts, with or without peers below it.
 class CachedServer {
  public:
-  CachedServer(const MoeRun& run, bool with_peers) : run_(run), with_peers_(with_peers), work_(run) {}
+  CachedServer(const MoeRun& run, bool with_peers)
+      : run_(run),
+        with_peers_(with_peers),
+        two_kernels_(down_ns(run.card.time_ns(run.shape.expert(1))) > kWorthNs),
+        work_(run) {}
   ~CachedServer() {
     experts_.reset();
     cache_.reset();
@@ -72,7 +76,7 @@ class CachedServer {
     moe::ExpertCacheConfig config;
     config.model = run_.shape.description();
     config.local_budget_bytes = budget_bytes();
-    config.head_tensors = kHeadTensors;
+    config.head_tensors = two_kernels_ ? kHeadTensors : 0;
     config.eviction = run_.eviction;
     const bool gate_ahead = run_.predictor == kGateAhead;
     if (!gate_ahead) config.predictor = run_.predictor;
@@ -197,26 +201,30 @@ class CachedServer {
     if (!step) return tl::unexpected(step.error());
     while (const moe::ReadyExpert* ready = step->next_head()) {
       const TimeNs ns = time_of_.at(ready->expert);
-      if (ready->from == Tier::local) {
+      if (!two_kernels_ || ready->from == Tier::local) {
         server_->compute(ns);
         continue;
       }
-      // Two kernels: gate and up, and down, each with the time that one takes before it does anything.
-      const TimeNs down_ns = (ns - kKernelNs) / 3;
-      server_->compute(ns - down_ns);
+      // Each has the time that one takes before it does anything.
+      server_->compute(ns - down_ns(ns));
       step->rest();
-      server_->compute(down_ns + kKernelNs);
+      server_->compute(down_ns(ns) + kKernelNs);
     }
     return experts_->end_layer(std::move(*step));
   }
 
-  static constexpr std::uint32_t kHeadTensors = 2;  ///< gate and up
+  /// Of an expert's kernel.
+  [[nodiscard]] static TimeNs down_ns(TimeNs expert_ns) { return (expert_ns - kKernelNs) / 3; }
+
+  static constexpr std::uint32_t kHeadTensors = 2;   ///< gate and up
+  static constexpr TimeNs kWorthNs = 4 * kKernelNs;  ///< down that is longer is worth a kernel of its own
   static constexpr std::uint64_t kStagingSlots = 4;
   static constexpr TimeNs kPollNs = 1'000'000;
   static constexpr double kLooks = 64;  ///< while an expert comes
 
   const MoeRun& run_;
   bool with_peers_;
+  bool two_kernels_;  ///< of an expert that comes: gate with up, and down
   StepWork work_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<Owners> owners_;
