@@ -151,5 +151,24 @@ TEST(BlockStore, TellsWhatHappensToBlocks) {
   EXPECT_EQ(world.events[1].tier, Tier::host);
 }
 
+/// Blocks that are stored one behind the other lie in one segment, so what an owner takes back is whole
+/// prefixes, and the others stay whole.
+TEST(BlockStore, AReclaimTakesPrefixesInOnePiece) {
+  World world({.layers{4, KvLayer{.heads = 8, .head_size = 128, .element_bytes = 2}},
+               .with = [](BlockCacheConfig& config) { config.backing = Backing::lossy; }});
+  ASSERT_EQ(world.blocks->block_bytes(), 128ULL << 10) << "16 make a segment";
+  std::vector<Keys> prefixes;
+  for (std::uint64_t number = 0; number < 8; ++number) {
+    Keys& keys = prefixes.emplace_back();
+    for (std::uint64_t block = 0; block < 8; ++block) keys.emplace_back(number * 100 + block);
+    world.keep(keys);
+  }
+  ASSERT_TRUE(world.cache->reclaim(1, 4ULL << 20, world.backend->now_ns() + 1'000'000'000));
+  std::vector<std::size_t> found;
+  for (const Keys& keys : prefixes) found.push_back(world.blocks->lookup(keys).blocks);
+  EXPECT_THAT(found, ::testing::Each(::testing::AnyOf(0U, 8U)));
+  EXPECT_EQ(std::ranges::count(found, 8U), 4) << "half of the memory, and half of the prefixes";
+}
+
 }  // namespace
 }  // namespace harvest::kv
