@@ -296,7 +296,8 @@ Status ExpertCache::Impl::bring(std::uint32_t number, std::uint32_t pieces, Why 
 /// Splits what a step waits for between the wires, so that both are done at the same time: what can only come
 /// from the host does, and of the rest it brings as much as it has time for, to the byte. It takes as much
 /// from the end of each expert, so that the experts come one behind the other over both wires; or where that
-/// is too little to be worth a copy each, all from the experts that come last, whole ones if it can.
+/// is too little to be worth a copy each, all from the experts that come last, whole ones if it can. So it
+/// does where peers do not have all, too: the ends of experts, seldom read there, would be the first to go.
 void ExpertCache::Impl::split(std::span<Entry> coming) {
   if (!wires_apart_) return;
   const auto piece_range = [&](const Entry& entry) HARVEST_REQUIRES(mutex_) {
@@ -317,7 +318,8 @@ void ExpertCache::Impl::split(std::span<Entry> coming) {
   const double behind = peers_free + peer_ns - host_free;
   double host_ns = behind * ns_per_host_byte / (ns_per_host_byte + ns_per_peer_byte);
   const double each_ns = host_ns / static_cast<double>(coming.size());
-  const double most_ns = each_ns < static_cast<double>(kFlightNs) ? host_ns : each_ns;
+  const bool of_each = peers_have_all() && each_ns >= static_cast<double>(kFlightNs);
+  const double most_ns = of_each ? each_ns : host_ns;
   for (std::size_t left = coming.size(); left > 0; --left) {
     Entry& entry = coming[left - 1];
     double share_ns = std::min(host_ns, most_ns);
@@ -330,6 +332,7 @@ void ExpertCache::Impl::split(std::span<Entry> coming) {
         if (bytes < piece.bytes) {
           if (bytes >= kLeastPartBytes)
             entry.host_from = piece.offset + round_up(piece.bytes - bytes, kPieceAlignment);
+          if (!of_each) return;
           share_ns = 0;
           break;
         }

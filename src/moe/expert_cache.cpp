@@ -220,8 +220,7 @@ ExpertCacheStats ExpertCache::Impl::stats() {
   stats.unseen_stall_ns = stalls_.times().unseen_ns;
   stats.slots = slots_.size();
   stats.slots_used = slots_.used();
-  stats.experts_on_peers = static_cast<std::uint64_t>(
-      std::count_if(experts_.begin(), experts_.end(), [](const Expert& expert) { return expert.on_peers; }));
+  stats.experts_on_peers = experts_on_peers_;
   return stats;
 }
 

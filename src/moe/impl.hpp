@@ -238,6 +238,11 @@ class ExpertCache::Impl {
   [[nodiscard]] std::vector<Heat> heats() const HARVEST_REQUIRES(mutex_);
   static void sort_by_heat(std::vector<Heat>& heats);
   [[nodiscard]] bool may_move() HARVEST_REQUIRES(mutex_);
+  void note_on_peers(Expert& expert, bool is) HARVEST_REQUIRES(mutex_);
+  /// As last looked.
+  [[nodiscard]] bool peers_have_all() const HARVEST_REQUIRES(mutex_) {
+    return experts_on_peers_ == experts_.size();
+  }
   [[nodiscard]] std::uint64_t room_on_peers() const HARVEST_EXCLUDES(mutex_);
   [[nodiscard]] std::vector<Move> choose_moves(std::uint64_t room_bytes) HARVEST_REQUIRES(mutex_);
 
@@ -245,6 +250,7 @@ class ExpertCache::Impl {
   Backend& backend_;
   const ExpertCacheConfig config_;
   std::uint64_t slot_bytes_ = 0;
+  std::size_t experts_on_peers_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< that say so
   std::uint64_t head_bytes_ = UINT64_MAX;  ///< where in a slot the tensors behind the head begin
   std::uint32_t slot_count_ = 0;
   std::byte* memory_ = nullptr;

@@ -26,13 +26,19 @@ bool ExpertCache::Impl::look_at_peers() {
   for (std::size_t i = 0; i < std::min(kLookedAtOnce, experts_.size()); ++i) {
     Expert& expert = experts_[looked_++];
     const auto pieces = pieces_of(expert);
-    expert.on_peers = !pieces.empty() && std::all_of(pieces.begin(), pieces.end(),
-                                                     [&](const Piece& piece) { return is_on_peers(piece); });
+    note_on_peers(expert,
+                  !pieces.empty() && std::all_of(pieces.begin(), pieces.end(),
+                                                 [&](const Piece& piece) { return is_on_peers(piece); }));
     if (looked_ < experts_.size()) continue;
     looked_ = 0;
     return true;
   }
   return false;
+}
+
+void ExpertCache::Impl::note_on_peers(Expert& expert, bool is) {
+  if (is != expert.on_peers) experts_on_peers_ = is ? experts_on_peers_ + 1 : experts_on_peers_ - 1;
+  expert.on_peers = is;
 }
 
 std::vector<ExpertCache::Impl::Heat> ExpertCache::Impl::heats() const {
@@ -123,7 +129,7 @@ void ExpertCache::Impl::poll() {
       ++done;
     lock.lock();
     for (const Move& move : std::span(moves).first(done)) {
-      experts_[move.expert].on_peers = true;  // until it is looked at again
+      note_on_peers(experts_[move.expert], true);  // until it is looked at again
       allowance_bytes_ -= static_cast<double>(slot_bytes_);
       stats_.rebalanced_bytes += slot_bytes_;
     }
