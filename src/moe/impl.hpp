@@ -250,7 +250,6 @@ class ExpertCache::Impl {
   Backend& backend_;
   const ExpertCacheConfig config_;
   std::uint64_t slot_bytes_ = 0;
-  std::size_t experts_on_peers_ HARVEST_GUARDED_BY(mutex_) = 0;  ///< that say so
   std::uint64_t head_bytes_ = UINT64_MAX;  ///< where in a slot the tensors behind the head begin
   std::uint32_t slot_count_ = 0;
   std::byte* memory_ = nullptr;
@@ -304,6 +303,7 @@ class ExpertCache::Impl {
   bool polling_ HARVEST_GUARDED_BY(mutex_) = false;                ///< one thread at a time
   std::vector<std::uint32_t> by_heat_ HARVEST_GUARDED_BY(mutex_);  ///< those in slots last
   std::size_t looked_ HARVEST_GUARDED_BY(mutex_) = 0;              ///< where in `experts_`
+  std::size_t experts_on_peers_ HARVEST_GUARDED_BY(mutex_) = 0;    ///< whose `on_peers` is set
   double allowance_bytes_ HARVEST_GUARDED_BY(mutex_) = 0;
   TimeNs allowance_at_ns_ HARVEST_GUARDED_BY(mutex_) = 0;
   TimeNs next_balance_ns_ HARVEST_GUARDED_BY(mutex_) = 0;
